@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# Helpers shared by the scripts in bin/. Source it; it does nothing by itself.
+
+# The system tools live in sbin, which a user's PATH may lack.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+
+die() {
+  say "$*"
+  exit 1
+}
+
+# Run a command as root: directly, or through sudo.
+as_root() {
+  if ((EUID == 0)); then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo -- "$@"
+  else
+    die "this needs root and there is no sudo; run as root: $*"
+  fi
+}
+
+# Replace this process by the same script run as root. Proxy settings survive,
+# which sudo would drop.
+become_root() {
+  ((EUID == 0)) && return
+  command -v sudo >/dev/null || die "must run as root (sudo is not installed)"
+  local keep=() name
+  for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+    [[ -z ${!name:-} ]] || keep+=("$name=${!name}")
+  done
+  exec sudo -- env "${keep[@]}" "$(readlink -f "$0")" "$@"
+}
+
+package_installed() {
+  [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
+}
+
+apt_get() {
+  # Wait for a running unattended upgrade rather than fail on its lock.
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >&2
+}
+
+# Fetch package lists when this machine has none, as on a fresh image.
+have_package_lists() {
+  compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null
+}
+
+# Install what is missing of the named packages; silent when nothing is.
+install_packages() {
+  local missing=() package
+  for package; do
+    package_installed "$package" || missing+=("$package")
+  done
+  ((${#missing[@]})) || return 0
+  say "installing ${missing[*]}"
+  have_package_lists || apt_get update
+  # Old lists name files that the archive no longer has: update once, try again.
+  apt_get install -y --no-install-recommends "${missing[@]}" || {
+    apt_get update
+    apt_get install -y --no-install-recommends "${missing[@]}"
+  } || die "could not install ${missing[*]}"
+}
+
+# Under sudo, what a user must be able to read or change belongs to that user.
+give_to_caller() {
+  [[ -z ${SUDO_UID:-} ]] || chown "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" -- "$@"
+}
+
+# Write a random passphrase to a file that only its owner can read, unless the
+# file is there already. It is never printed.
+make_passphrase() {
+  local file=$1 folder new
+  [[ ! -s $file ]] || return 0
+  folder=$(dirname -- "$file")
+  if [[ ! -d $folder ]]; then
+    (umask 077 && mkdir -p -- "$folder")
+    give_to_caller "$folder"
+  fi
+  new=$(umask 077 && mktemp -- "$folder/.passphrase.XXXXXX")
+  head -c 32 /dev/urandom | base64 -w 0 | tr '+/' '-_' | tr -d '=' >"$new"
+  give_to_caller "$new"
+  # A hard link fails when another run was quicker, so nobody's passphrase is replaced.
+  [[ -s $file ]] || rm -f -- "$file"
+  ln -- "$new" "$file" 2>/dev/null || [[ -s $file ]] || die "cannot write $file"
+  rm -f -- "$new"
+  say "made a random passphrase in $file"
+}
