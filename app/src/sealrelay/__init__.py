@@ -1,0 +1,10 @@
+"""sealrelay: sealed messages over mutual TLS, none lost, none stored twice.
+
+The modules, from the ground up: ``errors`` and ``identity`` (who is who, and who may call what),
+``seal`` (keyrings, tokens, message ids), ``tls``, ``config``, ``store``, ``wire`` and ``web`` (what
+travels between the services, and what their endpoints share), ``dispatch``, then ``server`` and
+``coordinator``, ``serving`` (gunicorn), ``client``, ``probe`` and ``cli``. Imports point downwards
+only.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,132 @@
+"""``sealrelay messages``: what a server's store holds, opened with its keyrings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import click
+import msgspec
+
+from sealrelay.config import ServerSettings, load_keyrings, load_settings
+from sealrelay.errors import ConfigError, NotStored
+from sealrelay.seal import Keyring, TokenNotOpened, parse_token
+from sealrelay.store import Record, SqlStore, StoreError, open_store
+from sealrelay.web import escape_text
+
+SERVERS = Path("/etc/sealrelay/servers")
+
+_config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"A server's settings file. Default: the first in {SERVERS}.",
+)
+_client_option = click.option("--client", metavar="NAME", help="Only messages of this client.")
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object a line, for programs."
+)
+
+
+@click.group()
+def messages() -> None:
+    """Look at stored messages. Needs root, or the group of the servers, on a server's host."""
+
+
+@messages.command("count")
+@_config_option
+@_client_option
+def count_messages(path: Path | None, client: str | None) -> None:
+    """Print how many messages are stored."""
+    with _opened(path) as (store, _):
+        click.echo(store.count(client))
+
+
+@messages.command("list")
+@_config_option
+@_client_option
+@_json_option
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many, the newest.")
+def list_messages(path: Path | None, client: str | None, as_json: bool, limit: int | None) -> None:
+    """List stored messages, oldest first, with their text."""
+    with _opened(path) as (store, keyrings):
+        for record in store.newest(client, limit):
+            _print(record, keyrings, as_json)
+
+
+@messages.command("show")
+@_config_option
+@_json_option
+@click.argument("message_id", metavar="ID")
+def show_message(path: Path | None, as_json: bool, message_id: str) -> None:
+    """Show the stored message of this id (64 hexadecimal digits)."""
+    try:
+        key = bytes.fromhex(message_id)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise click.BadParameter("A message id has 64 hexadecimal digits.", param_hint="ID")
+    with _opened(path) as (store, keyrings):
+        record = store.get(key)
+        if record is None:
+            raise NotStored(f"no message {message_id} is stored here")
+        _print(record, keyrings, as_json)
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[tuple[SqlStore, dict[str, Keyring]]]:
+    """The store of a server on this host, read-only, and its keyrings."""
+    settings = load_settings(path or _first_server(), ServerSettings)
+    try:
+        store = open_store(settings.store, read_only=True)
+        yield store, load_keyrings(Path(settings.keyrings))
+    except StoreError as error:
+        raise ConfigError(
+            f"{settings.store}: {error}; start a server once, or run as root or the servers' group"
+        ) from None
+
+
+def _first_server() -> Path:
+    try:
+        return min(SERVERS.glob("*/server.toml"))
+    except ValueError:
+        raise ConfigError(
+            f"{SERVERS}: no server's settings can be read here; run on a server's host as root or "
+            f"as a member of the servers' group, or name a settings file with --config"
+        ) from None
+
+
+def _print(record: Record, keyrings: dict[str, Keyring], as_json: bool) -> None:
+    text = _open(record, keyrings)
+    sealed = datetime.fromtimestamp(record.sealed_at, timezone.utc)
+    if as_json:
+        line = {
+            "message_id": record.message_id.hex(),
+            "client": record.client,
+            "sealed_at": sealed,
+            "received_at": datetime.fromtimestamp(record.received_at / 1000, timezone.utc),
+            "server": record.server,
+            "text": text,
+        }
+        click.echo(msgspec.json.encode(line))
+        return
+    shown = "(no key of ours opens it)" if text is None else escape_text(text)
+    click.echo(
+        f"{record.message_id.hex()}  {sealed:%Y-%m-%dT%H:%M:%SZ}  "
+        f"{record.client}  {record.server}  {shown}"
+    )
+
+
+def _open(record: Record, keyrings: dict[str, Keyring]) -> str | None:
+    """The text of a stored message, however old, or None when its client's keys do not open it."""
+    keyring = keyrings.get(record.client)
+    if keyring is None:
+        return None
+    try:
+        plaintext = keyring.open(parse_token(record.token))
+    except TokenNotOpened:
+        return None
+    return plaintext.decode("utf-8", errors="backslashreplace")

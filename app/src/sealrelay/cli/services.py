@@ -1,0 +1,109 @@
+"""What runs on a host: the services, the probe that systemd starts them with, and their files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from sealrelay.config import (
+    ClientSettings,
+    CoordinatorSettings,
+    ServerSettings,
+    load_any_settings,
+    load_settings,
+)
+from sealrelay.errors import ConfigError, InputFileError
+from sealrelay.probe import check_current, probe_service
+from sealrelay.seal import generate_keyring
+
+config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The service's settings file.",
+)
+
+
+@click.command()
+@config_option
+def server(path: Path) -> None:
+    """Run a server in the foreground, as its systemd unit does."""
+    from sealrelay.serving import serve  # gunicorn and gevent, for services only
+
+    serve(load_settings(path, ServerSettings))
+
+
+@click.command()
+@config_option
+def coordinator(path: Path) -> None:
+    """Run a coordinator in the foreground, as its systemd unit does."""
+    from sealrelay.serving import serve
+
+    serve(load_settings(path, CoordinatorSettings))
+
+
+@click.command()
+@config_option
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Keep asking for so long until it answers.",
+)
+@click.option(
+    "--current", is_flag=True, help="Also fail (exit code 9) when a restart of it is due."
+)
+@click.option(
+    "--input",
+    "inputs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="With --current: another file that the service is started from, such as its unit.",
+)
+def probe(path: Path, wait: float, current: bool, inputs: tuple[Path, ...]) -> None:
+    """Ask a service of this host over mutual TLS whether it answers."""
+    settings = load_any_settings(path)
+    if isinstance(settings, ClientSettings):
+        raise ConfigError(f"{path}: service: a client does not run; name a service's settings file")
+    health = probe_service(settings, wait)
+    if current:
+        check_current(health, path, settings, list(inputs))
+    click.echo(f"{health.name} answers: version {health.version}, {health.release}")
+
+
+@click.command("check-config")
+@click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
+def check_config(path: Path) -> None:
+    """Check a settings file, and that the files it names exist and fit together."""
+    settings = load_any_settings(path)
+    click.echo(f"{path}: good settings of {settings.role.value} {settings.name}")
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write them to this file, readable by its owner only. It must not exist.",
+)
+def keygen(out: Path | None) -> None:
+    """Make payload keys: a new keyring of one Fernet key."""
+    if out is None:
+        click.echo(generate_keyring(), nl=False)
+        return
+    try:
+        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise InputFileError(f"{out}: exists already; keys are never overwritten") from None
+    except OSError as error:
+        raise InputFileError(f"{out}: {error.strerror}") from None
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(generate_keyring())
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,290 @@
+"""The client: seals a message and keeps trying that one token until it is acknowledged.
+
+Trying again is always safe, since one token is stored at most once; so every failure but a refusal
+is tried again, over every coordinator given, until the deadline.
+
+    client = Client.from_file(Path("/etc/sealrelay/clients/client1/client.toml"))
+    receipt = client.send("hello")
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from typing_extensions import Self
+from urllib3.connection import HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.poolmanager import PoolManager
+
+from sealrelay.config import ClientSettings, load_keyring, load_settings
+from sealrelay.errors import CertificateRefused, MessageRefused, TokenRefused, Unreachable
+from sealrelay.identity import IdentityRefused, Role
+from sealrelay.seal import Keyring, Token
+from sealrelay.tls import describe_tls_error, make_client_context, peer_identity
+
+_CONNECT_TIMEOUT = 3.0
+_ANSWER_TIMEOUT = 12.0
+"""Seconds; somewhat more than a coordinator's own deadline, so that its answer is heard."""
+_PAUSE = (0.05, 1.0)
+"""Seconds between rounds over all coordinators: the first pause, and the longest."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """An acknowledgement: the message is stored, on disk, once."""
+
+    message_id: str
+    """64 hexadecimal digits."""
+    served_by: str
+    """The name of the server that stored it."""
+    replayed: bool
+    """Whether it was stored already, by an earlier try whose answer was lost, say."""
+    tries: int
+    seconds: float
+    """From the first try to the acknowledgement."""
+
+
+class _TryAgain(Exception):
+    """A try that failed for now; ``wait`` is what the other side asked for, in seconds."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class Client:
+    """Sends sealed messages. Not to be shared between threads: make one for each."""
+
+    def __init__(
+        self,
+        settings: ClientSettings,
+        keyring: Keyring,
+        *,
+        on_retry: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """``on_retry`` hears, in one line each, of tries that failed and will be repeated."""
+        self._settings = settings
+        self._keyring = keyring
+        self._on_retry = on_retry
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy, no other CA bundle, no .netrc password
+        self._session.verify = settings.tls.ca
+        self._session.cert = (settings.tls.cert, settings.tls.key)
+        self._session.mount(
+            "https://", _Adapter(make_client_context(settings.tls), settings.trust_domain)
+        )
+
+    @classmethod
+    def from_file(cls, path: Path, **options: Any) -> Self:
+        """The client that a ``client.toml`` describes. Raises ConfigError."""
+        settings = load_settings(path, ClientSettings)
+        return cls(settings, load_keyring(Path(settings.payload_keys)), **options)
+
+    @property
+    def name(self) -> str:
+        """The client's name, as in its certificate."""
+        return self._settings.name
+
+    def seal(self, message: str | bytes) -> Token:
+        """Seal a message: each call makes another message, also for the same text."""
+        return self._keyring.seal(message.encode() if isinstance(message, str) else message)
+
+    def send(self, message: str | bytes) -> Receipt:
+        """Seal a message and have it stored. Raises as ``send_token`` does."""
+        return self.send_token(self.seal(message))
+
+    def send_token(self, token: Token) -> Receipt:
+        """Have a sealed message stored, trying every coordinator until the deadline.
+
+        Raises Unreachable when the deadline passed (the message may or may not be stored; the same
+        token may be sent again), CertificateRefused, TokenRefused, MessageRefused.
+        """
+        began = time.monotonic()
+        deadline = began + self._settings.deadline
+        pause = _PAUSE[0]
+        tries = 0
+        while True:
+            wait = 0.0
+            refused: list[CertificateRefused] = []
+            for url in self._settings.coordinators:
+                tries += 1
+                try:
+                    response = self._post(url, token, deadline)
+                    return self._receipt(url, response, token, tries, time.monotonic() - began)
+                except CertificateRefused as error:
+                    refused.append(error)
+                except _TryAgain as error:
+                    wait = max(wait, error.wait)
+                    last = f"{url}: {error}"
+                    if time.monotonic() >= deadline:
+                        raise Unreachable(self._summary(last, tries)) from None
+                    self._on_retry(f"try {tries}: {last}")
+            if len(refused) == len(self._settings.coordinators):
+                raise refused[0]
+            wait = max(wait, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
+            if time.monotonic() + wait >= deadline:
+                raise Unreachable(self._summary(last, tries))
+            time.sleep(wait)
+            pause = min(2 * pause, _PAUSE[1])
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _summary(self, last: str, tries: int) -> str:
+        return (
+            f"not acknowledged within {self._settings.deadline:g} s, after {tries} "
+            f"{'try' if tries == 1 else 'tries'}; the last: {last}"
+        )
+
+    def _post(self, url: str, token: Token, deadline: float) -> requests.Response:
+        left = max(0.001, deadline - time.monotonic())
+        try:
+            return self._session.post(
+                f"{url.rstrip('/')}/api/data",
+                json={"data": token.text},
+                timeout=(min(_CONNECT_TIMEOUT, left), min(_ANSWER_TIMEOUT, left)),
+                allow_redirects=False,
+            )
+        except requests.exceptions.SSLError as error:
+            raise self._explain_tls(url, error) from None
+        except requests.exceptions.ConnectTimeout:
+            raise _TryAgain("no connection in time") from None
+        except requests.exceptions.Timeout:
+            raise _TryAgain("no answer in time") from None
+        except requests.exceptions.RequestException as error:
+            raise _TryAgain(_root_reason(error)) from None
+
+    def _explain_tls(self, url: str, error: requests.exceptions.SSLError) -> Exception:
+        causes = list(_causes(error))
+        for cause in causes:
+            if isinstance(cause, IdentityRefused):
+                return CertificateRefused(f"{url}: this is not a coordinator of ours: {cause}")
+        cause = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), error)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return CertificateRefused(
+                f"{url}: the coordinator's certificate is refused: {describe_tls_error(cause)}"
+            )
+        if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
+            return CertificateRefused(
+                f"{url}: the coordinator refuses this client's certificate: "
+                f"{describe_tls_error(cause)}"
+            )
+        reason = describe_tls_error(cause) if isinstance(cause, ssl.SSLError) else "TLS failed"
+        return _TryAgain(reason)
+
+    def _receipt(
+        self, url: str, response: requests.Response, token: Token, tries: int, seconds: float
+    ) -> Receipt:
+        status = response.status_code
+        if status == 200:
+            return self._accepted(response, token, tries, seconds)
+        detail = _problem_detail(response)
+        if status == 403:
+            raise CertificateRefused(f"{url}: {detail}")
+        if status == 422:
+            raise TokenRefused(
+                f"{url}: {detail} The servers may have other payload keys for {self.name}, or this "
+                f"machine's clock is wrong."
+            )
+        if status in (400, 404, 405, 411, 413, 415):
+            raise MessageRefused(f"{url}: {detail}")
+        retry_after = response.headers.get("Retry-After", "")
+        wait = float(retry_after) if retry_after.isdecimal() else 0.0
+        raise _TryAgain(f"{status}: {detail}", min(wait, 5.0))
+
+    @staticmethod
+    def _accepted(response: requests.Response, token: Token, tries: int, seconds: float) -> Receipt:
+        try:
+            acknowledged = response.json() == {"result": "ok"}
+        except requests.exceptions.JSONDecodeError:
+            acknowledged = False
+        message_id = token.message_id.hex()
+        if not acknowledged or response.headers.get("Message-Id") != message_id:
+            raise _TryAgain("an answer that does not acknowledge this message")
+        return Receipt(
+            message_id=message_id,
+            served_by=response.headers.get("Served-By", ""),
+            replayed=response.headers.get("Idempotent-Replayed") == "true",
+            tries=tries,
+            seconds=seconds,
+        )
+
+
+def _problem_detail(response: requests.Response) -> str:
+    try:
+        return str(response.json()["detail"])
+    except (requests.exceptions.JSONDecodeError, KeyError, TypeError):
+        return f"answered {response.status_code} {response.reason}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and all that requests and urllib3 wrapped in it, outermost first."""
+    seen: list[BaseException] = []
+    queue: list[object] = [error]
+    while queue:
+        candidate = queue.pop(0)
+        if isinstance(candidate, BaseException) and candidate not in seen:
+            seen.append(candidate)
+            yield candidate
+            queue += [getattr(candidate, "reason", None), *candidate.args]
+            queue += [candidate.__cause__, candidate.__context__]
+
+
+def _root_reason(error: BaseException) -> str:
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    return "the connection was closed without an answer"
+
+
+class _Connection(HTTPSConnection):
+    """A connection that belongs to a coordinator of our trust domain, or is not used."""
+
+    trust_domain: str
+
+    def connect(self) -> None:
+        super().connect()
+        assert isinstance(self.sock, ssl.SSLSocket)
+        try:
+            peer = peer_identity(self.sock)
+            if peer.role is not Role.COORDINATOR or peer.trust_domain != self.trust_domain:
+                raise IdentityRefused(f"it is {peer}")
+        except IdentityRefused as refused:
+            self.close()
+            raise ssl.SSLError(1, "not a coordinator") from refused
+
+
+class _Adapter(HTTPAdapter):
+    """Carries our TLS context, and the check of who answers, into requests."""
+
+    def __init__(self, context: ssl.SSLContext, trust_domain: str) -> None:
+        self._context = context
+        self._trust_domain = trust_domain
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
+
+        class Connection(_Connection):
+            trust_domain = self._trust_domain
+
+        class Pool(HTTPSConnectionPool):
+            ConnectionCls = Connection
+
+        manager: PoolManager = self.poolmanager
+        manager.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": Pool}

@@ -1,0 +1,295 @@
+"""Settings: one strict, typed TOML file per service, and the files it names.
+
+Whatever is wrong stops the program at start with one line that names the file, the key and the
+remedy. There are no defaults for secrets, and no other source of settings (no environment).
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import Meta
+
+from sealrelay.errors import ConfigError
+from sealrelay.identity import (
+    NAME,
+    TRUST_DOMAIN,
+    Identity,
+    IdentityRefused,
+    Role,
+    identify_certificate,
+)
+from sealrelay.seal import Keyring, KeyringError, parse_keyring
+from sealrelay.tls import KeyLocked, TlsFiles, make_client_context
+
+Name = Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
+TrustDomain = Annotated[str, Meta(pattern=f"^{TRUST_DOMAIN.pattern}$")]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=100_000)]
+Bytes = Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ServerSettings(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="service", tag="server"
+):
+    """A server: opens tokens, stores them, acknowledges."""
+
+    name: Name
+    trust_domain: TrustDomain
+    bind: str
+    store: str
+    keyrings: str
+    tls: TlsFiles
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    token_ttl: Annotated[int, Meta(ge=1)] = 24 * 3600
+    retention: Annotated[int, Meta(ge=1)] = 7 * 24 * 3600
+    max_body_bytes: Bytes = 1024 * 1024
+    log_payloads: bool = False
+    log_level: LogLevel = "info"
+
+    role: ClassVar[Role] = Role.SERVER
+
+
+class ServerAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A server as the coordinator sees it: the name in its leaf, and where it listens."""
+
+    name: Name
+    url: str
+
+
+class CoordinatorSettings(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="service", tag="coordinator"
+):
+    """A coordinator: takes messages from clients and gets each stored by one of the servers."""
+
+    name: Name
+    trust_domain: TrustDomain
+    bind: str
+    tls: TlsFiles
+    servers: Annotated[tuple[ServerAddress, ...], Meta(min_length=1)]
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    deadline: Seconds = 10.0
+    attempt_timeout: Seconds = 2.0
+    probe_interval: Seconds = 0.5
+    lanes: Annotated[int, Meta(ge=1, le=64)] = 4
+    max_batch: Annotated[int, Meta(ge=1, le=1000)] = 64
+    max_waiting: Count = 10_000
+    max_body_bytes: Bytes = 1024 * 1024
+    log_level: LogLevel = "info"
+
+    role: ClassVar[Role] = Role.COORDINATOR
+
+
+class ClientSettings(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="service", tag="client"
+):
+    """A client: seals messages and hands them to a coordinator."""
+
+    name: Name
+    trust_domain: TrustDomain
+    coordinators: Annotated[tuple[str, ...], Meta(min_length=1)]
+    payload_keys: str
+    tls: TlsFiles
+    deadline: Seconds = 30.0
+
+    role: ClassVar[Role] = Role.CLIENT
+
+
+ServiceSettings = ServerSettings | CoordinatorSettings
+Settings = ServiceSettings | ClientSettings
+S = TypeVar("S", bound=Settings)
+
+
+def load_settings(path: Path, kind: type[S]) -> S:
+    """Read and check the settings file of one kind of service. Raises ConfigError."""
+    settings = load_any_settings(path)
+    if not isinstance(settings, kind):
+        raise ConfigError(
+            f"{path}: service: this file is for a {settings.role.value}; "
+            f"name the settings file of a {kind.role.value}"
+        )
+    return settings
+
+
+def load_any_settings(path: Path) -> Settings:
+    """Read and check a settings file, and that the files it names exist and fit together.
+
+    Paths in the file are relative to its folder. Raises ConfigError.
+    """
+    text = _read(path, "settings file", "deploy it first, or check the path")
+    try:
+        settings: Settings = msgspec.toml.decode(text, type=Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(path, str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}; correct the syntax there") from None
+    settings = _with_absolute_paths(settings, path.absolute().parent)
+    _check_values(path, settings)
+    _check_tls(path, settings)
+    if isinstance(settings, ClientSettings):
+        load_keyring(Path(settings.payload_keys))
+    if isinstance(settings, ServerSettings):
+        load_keyrings(Path(settings.keyrings))
+    return settings
+
+
+def own_identity(settings: Settings) -> Identity:
+    """The identity that the settings claim; ``load_settings`` has compared it with the leaf."""
+    return Identity(settings.trust_domain, settings.role, settings.name)
+
+
+def load_keyring(path: Path) -> Keyring:
+    """Read one keyring file. Raises ConfigError, which never quotes the file."""
+    text = _read(path, "payload keys", "make one with `sealrelay keygen`, or run the playbook")
+    try:
+        return parse_keyring(text.decode("ascii", errors="replace").splitlines())
+    except KeyringError as error:
+        raise ConfigError(
+            f"{path}: not a keyring: {error}; one Fernet key a line, as `sealrelay keygen` makes it"
+        ) from None
+
+
+def load_keyrings(folder: Path) -> dict[str, Keyring]:
+    """Read every ``<client>.keys`` of a server's keyring folder. Raises ConfigError."""
+    try:
+        files = sorted(entry for entry in folder.iterdir() if entry.suffix == ".keys")
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: keyrings: {error.strerror}; create the folder, or run as root or the "
+            f"service's group"
+        ) from None
+    return {file.stem: load_keyring(file) for file in files}
+
+
+def input_files(path: Path, settings: Settings) -> list[Path]:
+    """The files a running service was started from: the settings file and all that it names."""
+    files = [path, *map(Path, (settings.tls.cert, settings.tls.key, settings.tls.ca))]
+    if isinstance(settings, ServerSettings):
+        folder = Path(settings.keyrings)
+        # the folder's own time tells of a keyring that was taken away
+        files += [folder, *folder.glob("*.keys")]
+    return files
+
+
+def split_bind(bind: str) -> tuple[str, int]:
+    """Split ``host:port`` or ``[ipv6]:port``. Raises ValueError."""
+    parts = urlsplit(f"//{bind}")
+    if not parts.hostname or not parts.port or parts.path or parts.username is not None:
+        raise ValueError("not of the form host:port")
+    return parts.hostname, parts.port
+
+
+def split_url(url: str) -> tuple[str, int]:
+    """Split ``https://host:port`` into host and port. Raises ValueError for anything else."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("not of the form https://host:port")
+    return split_bind(parts.netloc)
+
+
+def _read(path: Path, what: str, remedy: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except PermissionError:
+        raise ConfigError(
+            f"{path}: {what}: permission denied; run as root, or as a member of the group that "
+            f"owns the file"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {what}: {error.strerror}; {remedy}") from None
+
+
+def _explain(path: Path, problem: str) -> str:
+    """Turn msgspec's ``<fact> - at `$.<key>` `` into ``<file>: <key>: <fact>; <remedy>``."""
+    fact, _, place = problem.partition(" - at `")
+    key = place.rstrip("`").removeprefix("$").removeprefix(".")
+    if "unknown field" in fact:
+        key = ".".join(filter(None, (key, fact.split("`")[1])))
+        return f"{path}: {key}: there is no such key; correct its spelling or remove it"
+    if "missing required field" in fact:
+        key = ".".join(filter(None, (key, fact.split("`")[1])))
+        return f"{path}: {key}: this key is missing; add it"
+    if key == "service":
+        return f"{path}: service: unknown kind; it is one of server, coordinator, client"
+    return f"{path}: {key or 'file'}: {fact[:1].lower()}{fact[1:]}; correct the value"
+
+
+def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
+    def absolute(name: str) -> str:
+        return str(folder / name)
+
+    tls = TlsFiles(*map(absolute, (settings.tls.cert, settings.tls.key, settings.tls.ca)))
+    settings = msgspec.structs.replace(settings, tls=tls)
+    if isinstance(settings, ClientSettings):
+        return msgspec.structs.replace(settings, payload_keys=absolute(settings.payload_keys))
+    if isinstance(settings, ServerSettings):
+        return msgspec.structs.replace(settings, keyrings=absolute(settings.keyrings))
+    return settings
+
+
+def _check_values(path: Path, settings: Settings) -> None:
+    """What types alone cannot say. Raises ConfigError."""
+
+    def check(split: Callable[[str], object], key: str, value: str) -> None:
+        try:
+            split(value)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {key}: {value!r}: {error}; correct the value") from None
+
+    if isinstance(settings, ClientSettings):
+        for url in settings.coordinators:
+            check(split_url, "coordinators", url)
+        return
+    check(split_bind, "bind", settings.bind)
+    if isinstance(settings, CoordinatorSettings):
+        for server in settings.servers:
+            check(split_url, "servers.url", server.url)
+        for key in ("name", "url"):
+            values = [getattr(server, key) for server in settings.servers]
+            if len(set(values)) != len(values):
+                raise ConfigError(
+                    f"{path}: servers.{key}: two servers have the same {key}; each needs its own"
+                )
+    elif settings.retention <= settings.token_ttl:
+        raise ConfigError(
+            f"{path}: retention: {settings.retention} s is not longer than token_ttl "
+            f"({settings.token_ttl} s), so a token could be stored twice; make it longer"
+        )
+
+
+def _check_tls(path: Path, settings: Settings) -> None:
+    """The TLS files are readable and fit together, and the leaf names this very service."""
+    remedy = "run the playbook to make the certificates, or correct the path"
+    for key in ("cert", "key", "ca"):
+        _read(Path(getattr(settings.tls, key)), f"tls.{key} of {path}", remedy)
+    try:
+        make_client_context(settings.tls)
+    except KeyLocked:
+        raise ConfigError(
+            f"{settings.tls.key}: tls.key of {path}: the key is encrypted; give the service a key "
+            f"without passphrase, readable by it alone"
+        ) from None
+    except ssl.SSLError as error:
+        what = "key and certificate do not fit" if "MISMATCH" in str(error) else "not usable as PEM"
+        raise ConfigError(
+            f"{settings.tls.cert}: tls.cert, tls.key, tls.ca of {path}: {what}; {remedy}"
+        ) from None
+    try:
+        pem = Path(settings.tls.cert).read_bytes()
+        der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+        identity = identify_certificate(der)
+    except (ValueError, IdentityRefused) as error:
+        raise ConfigError(f"{settings.tls.cert}: tls.cert of {path}: {error}; {remedy}") from None
+    if identity != own_identity(settings):
+        raise ConfigError(
+            f"{settings.tls.cert}: tls.cert of {path}: the certificate is {identity}, but the "
+            f"settings say {own_identity(settings)}; make both agree"
+        )

@@ -1,0 +1,87 @@
+"""The coordinator: takes sealed messages from clients and gets each stored by one of the servers.
+
+It holds no payload key and cannot read what it carries.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from flask import Flask, Response, g
+
+from sealrelay.config import CoordinatorSettings
+from sealrelay.dispatch import DeadlinePassed, Message, NoHealthyServer, QueueFull, Relay
+from sealrelay.dispatch.connection import ServerConnection
+from sealrelay.dispatch.decisions import Dispatch
+from sealrelay.identity import Identity, Role
+from sealrelay.tls import make_client_context
+from sealrelay.web import Problem, answer_client, make_app, read_body, read_token
+from sealrelay.wire import DataRequest
+
+_log = logging.getLogger("sealrelay.coordinator")
+
+
+def make_relay(settings: CoordinatorSettings) -> Relay:
+    """The relay that the settings describe, not started. Raises OSError for TLS files."""
+    context = make_client_context(settings.tls)
+    addresses = {server.name: server for server in settings.servers}
+
+    def connect(name: str) -> ServerConnection:
+        identity = Identity(settings.trust_domain, Role.SERVER, name)
+        return ServerConnection(addresses[name], identity, context)
+
+    return Relay(
+        Dispatch(
+            addresses,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            # so a batch, JSON around it included, stays below what servers accept
+            max_batch_bytes=settings.max_body_bytes,
+            patience=2 * settings.probe_interval,
+        ),
+        {name: address.url for name, address in addresses.items()},
+        connect,
+        lanes=settings.lanes,
+        attempt_timeout=settings.attempt_timeout,
+        probe_interval=settings.probe_interval,
+    )
+
+
+def create_app(settings: CoordinatorSettings, started: float) -> Flask:
+    """The coordinator's WSGI application; ``started`` in seconds since the epoch.
+
+    Starts the lanes and probes, so it is called in the worker process. Raises OSError (TLS files).
+    """
+    relay = make_relay(settings)
+    relay.start()
+    app = make_app(__name__, settings, started)
+
+    @app.post("/api/data", provide_automatic_options=False)
+    def take_data() -> Response:
+        began = time.monotonic()
+        token = read_token(read_body(DataRequest, settings.max_body_bytes).data)
+        message = Message(
+            token.message_id, g.peer.name, token.text, deadline=began + settings.deadline
+        )
+        try:
+            delivery = relay.deliver(message)
+        except NoHealthyServer:
+            raise Problem(
+                503, "no-healthy-server", "No server is healthy just now.", retry_after=1
+            ) from None
+        except QueueFull:
+            raise Problem(
+                503, "queue-full", "Too many messages wait here just now.", retry_after=1
+            ) from None
+        except DeadlinePassed:
+            raise Problem(
+                504, "deadline-passed", f"No server answered within {settings.deadline:g} s."
+            ) from None
+        response = answer_client(delivery.outcome, token, delivery.server)
+        _log.info(
+            "Message %s from %s stored by %s", token.message_id.hex(), g.peer.name, delivery.server
+        )
+        return response
+
+    return app

@@ -1,0 +1,24 @@
+"""Getting each message stored by one of the servers, whichever of them fails.
+
+``decisions`` says what happens next and does nothing; ``connection`` is one lane's way to its
+server; ``relay`` runs the lanes and the probes.
+"""
+
+from sealrelay.dispatch.decisions import (
+    DeadlinePassed,
+    DispatchError,
+    Message,
+    NoHealthyServer,
+    QueueFull,
+)
+from sealrelay.dispatch.relay import Delivery, Relay
+
+__all__ = [
+    "DeadlinePassed",
+    "Delivery",
+    "DispatchError",
+    "Message",
+    "NoHealthyServer",
+    "QueueFull",
+    "Relay",
+]

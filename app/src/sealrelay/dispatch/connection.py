@@ -1,0 +1,127 @@
+"""One connection to one server: TLS, a batch out, the outcomes back."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import TypeVar
+
+import gevent
+import msgspec
+
+from sealrelay.config import ServerAddress, split_url
+from sealrelay.dispatch.decisions import Message
+from sealrelay.identity import Identity, IdentityRefused
+from sealrelay.tls import describe_tls_error, peer_identity
+from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, Outcome
+
+T = TypeVar("T")
+
+
+class ServerFailed(Exception):
+    """The server did not answer as a server does; the text says how, in one phrase."""
+
+
+class _StaleConnection(Exception):
+    """A kept-alive connection that the server had closed meanwhile."""
+
+
+class ServerConnection:
+    """A kept-alive mutual TLS connection to one server, opened when first needed.
+
+    Not to be used by two greenlets at once.
+    """
+
+    def __init__(self, address: ServerAddress, identity: Identity, context: ssl.SSLContext) -> None:
+        self._host, self._port = split_url(address.url)
+        self._identity = identity
+        self._context = context
+        self._http: http.client.HTTPSConnection | None = None
+
+    def send_batch(self, batch: Sequence[Message], timeout: float) -> list[Outcome]:
+        """Have a batch stored; an outcome for each message, in their order.
+
+        ``timeout``: seconds for all of it. Raises ServerFailed; then any part of the batch may have
+        been stored, and to send it again is safe, because a message id is stored once.
+        """
+        body = msgspec.json.encode(
+            BatchRequest([BatchMessage(message.client, message.token) for message in batch])
+        )
+        answer = self._exchange("POST", "/api/batch", body, BatchAnswer, timeout)
+        if len(answer.outcomes) != len(batch):
+            raise ServerFailed("answered for another number of messages")
+        return answer.outcomes
+
+    def probe(self, timeout: float) -> None:
+        """Ask for the server's health; ``timeout`` in seconds. Raises ServerFailed."""
+        self._exchange("GET", "/healthz", None, dict, timeout)
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, kind: type[T], timeout: float
+    ) -> T:
+        expired = gevent.Timeout(timeout)
+        try:
+            with expired:
+                try:
+                    status, payload = self._request(method, path, body)
+                except _StaleConnection:
+                    status, payload = self._request(method, path, body)
+            if status != 200:
+                raise ServerFailed(f"answered {status} to {path}")
+            return msgspec.json.decode(payload, type=kind)
+        except gevent.Timeout as timer:
+            if timer is not expired:
+                raise
+            self.close()
+            raise ServerFailed(f"no answer within {timeout:.1f} s") from None
+        except ssl.SSLError as error:
+            self.close()
+            raise ServerFailed(describe_tls_error(error)) from None
+        except IdentityRefused as error:
+            self.close()
+            raise ServerFailed(str(error)) from None
+        except OSError as error:
+            self.close()
+            raise ServerFailed(error.strerror or str(error) or type(error).__name__) from None
+        except http.client.HTTPException:
+            self.close()
+            raise ServerFailed("closed the connection without an answer") from None
+        except msgspec.MsgspecError:
+            self.close()
+            raise ServerFailed(f"answered {path} in an unknown form") from None
+
+    def _request(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        reused = self._http is not None
+        connection = self._http or self._connect()
+        try:
+            headers = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+        except (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError):
+            self.close()
+            if reused:
+                raise _StaleConnection from None
+            raise
+        payload = response.read()
+        if response.will_close:
+            self.close()
+        return response.status, payload
+
+    def _connect(self) -> http.client.HTTPSConnection:
+        connection = http.client.HTTPSConnection(self._host, self._port, context=self._context)
+        connection.connect()
+        self._http = connection
+        sock: ssl.SSLSocket = connection.sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        identity = peer_identity(sock)
+        if identity != self._identity:
+            raise IdentityRefused(f"it is {identity}, not {self._identity}")
+        return connection

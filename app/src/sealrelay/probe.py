@@ -1,0 +1,90 @@
+"""Asks a running service, over mutual TLS and with its own leaf, how it is and how old it is."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from sealrelay.config import ServiceSettings, input_files, own_identity, split_bind
+from sealrelay.errors import Outdated, Unreachable
+from sealrelay.identity import IdentityRefused
+from sealrelay.tls import describe_tls_error, make_client_context, peer_identity
+
+_ANSWER_TIMEOUT = 5.0
+_PAUSE = 0.1
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What ``GET /healthz`` answers."""
+
+    status: str
+    name: str
+    version: str
+    release: str
+    """Folder of the release that runs."""
+    started: float
+    """Seconds since the epoch."""
+
+
+def probe_service(settings: ServiceSettings, wait: float) -> Health:
+    """Ask until the service answers, for at most ``wait`` seconds. Raises Unreachable."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return _ask(settings)
+        except (OSError, http.client.HTTPException, IdentityRefused, msgspec.MsgspecError) as error:
+            if time.monotonic() >= deadline:
+                raise Unreachable(
+                    f"{settings.name} does not answer at {settings.bind}: {_reason(error)}"
+                ) from None
+        time.sleep(_PAUSE)
+
+
+def check_current(health: Health, path: Path, settings: ServiceSettings, extra: list[Path]) -> None:
+    """Raises Outdated when a restart of the service is due.
+
+    It is when the service runs another release than this program, or was started before the last
+    change of its settings file ``path``, of a file named there, or of an ``extra`` file.
+    """
+    release = str(Path(sys.prefix).resolve())
+    if health.release != release:
+        raise Outdated(f"{settings.name} runs {health.release}, not {release}")
+    for file in [*input_files(path, settings), *extra]:
+        try:
+            changed = file.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if changed >= health.started:
+            raise Outdated(f"{settings.name} was started before {file} changed")
+
+
+def _ask(settings: ServiceSettings) -> Health:
+    host, port = split_bind(settings.bind)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
+    # The whole identity is compared below, which says more than a host name would.
+    context = make_client_context(settings.tls, check_hostname=False)
+    connection = http.client.HTTPSConnection(host, port, context=context, timeout=_ANSWER_TIMEOUT)
+    try:
+        connection.connect()
+        identity = peer_identity(connection.sock)
+        if identity != own_identity(settings):
+            raise IdentityRefused(f"{identity} answers there")
+        connection.request("GET", "/healthz")
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise http.client.HTTPException(f"answered {response.status}")
+        return msgspec.json.decode(body, type=Health)
+    finally:
+        connection.close()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return describe_tls_error(error)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,157 @@
+"""The server: opens each token with its client's keys, stores it once, then acknowledges."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flask import Flask, Response, request
+
+from sealrelay.config import ServerSettings, load_keyrings
+from sealrelay.identity import Identity, IdentityRefused, Role, identify_certificate
+from sealrelay.seal import Keyring, Token, TokenMalformed, TokenNotOpened, parse_token
+from sealrelay.store import GroupCommit, Record, SqlStore, StoreError, StoreFull, open_store
+from sealrelay.web import (
+    Problem,
+    answer_client,
+    escape_text,
+    json_response,
+    make_app,
+    read_body,
+    read_token,
+)
+from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, DataRequest, Outcome
+
+_log = logging.getLogger("sealrelay.server")
+
+BATCH_BODY_FACTOR = 2
+"""A batch's body may have this many times ``max_body_bytes``; coordinators stay below it."""
+
+
+class Intake:
+    """Takes messages in: opens, stores and answers for each of them by itself."""
+
+    def __init__(self, settings: ServerSettings, keyrings: Mapping[str, Keyring]) -> None:
+        self._settings = settings
+        self._keyrings = keyrings
+        self._writer = GroupCommit(open_store(settings.store))
+
+    def prepare(self) -> None:
+        """Make the store ready. Raises StoreError."""
+        self._writer.run(SqlStore.create_schema)
+
+    def check(self) -> None:
+        """Raises Problem 503 when the store does not answer."""
+        try:
+            self._writer.run(SqlStore.check)
+        except StoreError as error:
+            _log.error("Health check: %s", error)
+            raise Problem(503, "store-unavailable", "The store does not answer.") from None
+
+    def take(self, messages: Sequence[BatchMessage]) -> list[Outcome]:
+        """Store every message that opens, in one commit; an outcome for each, in their order.
+
+        A message that is refused, or a store that fails, never decides over its neighbours.
+        """
+        opened = [self._open(message) for message in messages]
+        records = [entry for entry in opened if isinstance(entry, Record)]
+        outcomes = iter(self._store(records))
+        return [next(outcomes) if isinstance(entry, Record) else entry for entry in opened]
+
+    def _open(self, message: BatchMessage) -> Record | Outcome:
+        try:
+            token = parse_token(message.data)
+        except TokenMalformed as error:
+            return Outcome(400, problem="malformed", detail=f"Not a sealed message: {error}.")
+        now = time.time()
+        try:
+            plaintext = self._open_token(message.client, token, int(now))
+        except TokenNotOpened as error:
+            _log.warning(
+                "Refused message %s from %s: %s", token.message_id.hex(), message.client, error
+            )
+            return Outcome(422, problem="token-refused", detail="The token is refused.")
+        if self._settings.log_payloads:
+            text = escape_text(plaintext.decode("utf-8", errors="backslashreplace"))
+            _log.info("Decrypted data: %s", text)
+        return Record(
+            message_id=token.message_id,
+            client=message.client,
+            token=token.text,
+            sealed_at=token.sealed_at,
+            received_at=int(now * 1000),
+            server=self._settings.name,
+        )
+
+    def _open_token(self, client: str, token: Token, now: int) -> bytes:
+        keyring = self._keyrings.get(client)
+        if keyring is None:
+            raise TokenNotOpened("there is no keyring for this client")
+        return keyring.open(token, ttl=self._settings.token_ttl, now=now)
+
+    def _store(self, records: Sequence[Record]) -> list[Outcome]:
+        if not records:
+            return []
+        try:
+            stored = self._writer.add(records)
+        except StoreFull as error:
+            _log.error("%s", error)
+            return [Outcome(507, problem="store-full", detail="The store is full.")] * len(records)
+        except StoreError as error:
+            _log.error("%s", error)
+            outcome = Outcome(503, problem="store-unavailable", detail="The store does not answer.")
+            return [outcome] * len(records)
+        for record, result in zip(records, stored, strict=True):
+            _log.info(
+                "%s message %s from %s",
+                "Replayed" if result.replayed else "Stored",
+                record.message_id.hex(),
+                record.client,
+            )
+        return [Outcome(200, replayed=result.replayed) for result in stored]
+
+
+def create_app(settings: ServerSettings, started: float) -> Flask:
+    """The server's WSGI application; ``started`` in seconds since the epoch.
+
+    Raises ConfigError (keyrings that cannot be read) or StoreError (no store to be opened).
+    """
+    intake = Intake(settings, load_keyrings(Path(settings.keyrings)))
+    intake.prepare()
+    app = make_app(__name__, settings, started)
+    app.config["CHECK_HEALTH"] = intake.check
+
+    @app.post("/api/batch", provide_automatic_options=False)
+    def take_batch() -> Response:
+        batch = read_body(BatchRequest, BATCH_BODY_FACTOR * settings.max_body_bytes)
+        return json_response(BatchAnswer(intake.take(batch.messages)))
+
+    @app.post("/api/data", provide_automatic_options=False)
+    def take_data() -> Response:
+        client = _forwarded_client(settings.trust_domain)
+        data = read_body(DataRequest, settings.max_body_bytes).data
+        token = read_token(data)
+        (outcome,) = intake.take([BatchMessage(client.name, data)])
+        return answer_client(outcome, token, settings.name)
+
+    return app
+
+
+def _forwarded_client(trust_domain: str) -> Identity:
+    """The client whose certificate a proxy with the coordinator role passes on (RFC 9440)."""
+    header = request.headers.get("Client-Cert", "")
+    try:
+        if not (len(header) > 2 and header.startswith(":") and header.endswith(":")):
+            raise IdentityRefused("the Client-Cert header is not one byte sequence")
+        client = identify_certificate(base64.b64decode(header[1:-1], validate=True))
+    except (IdentityRefused, binascii.Error) as error:
+        raise Problem(
+            400, "malformed", f"The Client-Cert header (RFC 9440) cannot be used: {error}."
+        ) from None
+    if client.role is not Role.CLIENT or client.trust_domain != trust_domain:
+        raise Problem(403, "role-not-allowed", "The forwarded certificate is not a client's.")
+    return client

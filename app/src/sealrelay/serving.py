@@ -1,0 +1,185 @@
+"""Runs a service's application under gunicorn: gevent workers, mutual TLS, logs for the journal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gevent
+from greenlet import greenlet
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.workers.ggevent import GeventWorker
+
+from sealrelay.config import ServerSettings, ServiceSettings
+from sealrelay.errors import SealrelayError
+from sealrelay.store import StoreError
+from sealrelay.tls import describe_tls_error, make_server_context
+
+_log = logging.getLogger("sealrelay.tls")
+
+_HANDSHAKE_DEADLINE = 5.0
+_KEEP_ALIVE = 75
+_GRACE = 15
+"""Seconds for requests under way when a service stops; more than the coordinator's deadline."""
+
+
+def serve(settings: ServiceSettings) -> None:
+    """Run the service until it is told to stop (SIGTERM). Exits the process."""
+    configure_logging(settings.log_level)
+    _Service(settings).run()
+
+
+def configure_logging(level: str) -> None:
+    """Log to standard error: with priorities for the journal, else with time and level."""
+    journal = "JOURNAL_STREAM" in os.environ
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JournalFormatter("%(message)s")
+        if journal
+        else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class _JournalFormatter(logging.Formatter):
+    """Marks each line with its syslog priority (sd-daemon(3)); the journal adds the time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3}.get(record.levelname, 2)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+class _Service(BaseApplication):
+    """gunicorn, told by our settings what to do, and by nothing else."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._started = time.time()
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = self._settings
+        options: dict[str, object] = {
+            "bind": settings.bind,
+            "workers": settings.workers,
+            "worker_class": "sealrelay.serving.RelayWorker",
+            "logger_class": _PropagatingLogger,
+            "certfile": settings.tls.cert,  # what makes gunicorn speak TLS; the hook does the rest
+            "keyfile": settings.tls.key,
+            "ssl_context": self._make_handshaker,
+            "keepalive": _KEEP_ALIVE,
+            "graceful_timeout": _GRACE,
+            "timeout": 30,
+            "control_socket_disable": True,
+            "limit_request_line": 1024,
+            "limit_request_fields": 50,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Callable[..., Any]:
+        # Imported here, in the worker, after gevent has patched what these modules import.
+        try:
+            if isinstance(self._settings, ServerSettings):
+                from sealrelay import server
+
+                return server.create_app(self._settings, self._started)
+            from sealrelay import coordinator
+
+            return coordinator.create_app(self._settings, self._started)
+        except (SealrelayError, StoreError) as error:
+            logging.getLogger("sealrelay").error("%s", error)
+            raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
+
+    def _make_handshaker(self, _conf: Config, _default: object) -> _Handshaker:
+        return _Handshaker(make_server_context(self._settings.tls))
+
+
+class RelayWorker(GeventWorker):
+    """gunicorn's gevent worker, which lets go of idle connections at once when it stops."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._idle: dict[greenlet, gevent.Timeout] = {}
+
+    @contextmanager
+    def timeout_ctx(self) -> Iterator[None]:  # type: ignore[override] # gunicorn's hints lack it
+        """Around the wait for the next request of a kept-alive connection."""
+        connection = gevent.getcurrent()
+        timer = gevent.Timeout.start_new(self.cfg.keepalive)
+        self._idle[connection] = timer
+        try:
+            yield
+        except gevent.Timeout as expired:
+            if expired is not timer:
+                raise
+        finally:
+            del self._idle[connection]
+            timer.close()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        super().handle_exit(sig, frame)
+        gevent.spawn(self._close_idle_connections)
+
+    def _close_idle_connections(self) -> None:
+        while True:  # ends with the process
+            for connection, timer in list(self._idle.items()):
+                gevent.kill(connection, timer)
+            gevent.sleep(0.1)
+
+
+class _Handshaker:
+    """Stands where gunicorn and gevent expect an SSL context, and does the handshake itself.
+
+    It bounds the time a peer may take, and a refused peer gets to read the alert that says why.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+
+    def wrap_socket(self, sock: Any, **_options: Any) -> ssl.SSLSocket:
+        """Wrap an accepted socket; ends the greenlet quietly when the peer does not belong here."""
+        peer = sock.getpeername()[0]
+        wrapped = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        try:
+            with gevent.Timeout(_HANDSHAKE_DEADLINE, TimeoutError("handshake not done in time")):
+                wrapped.do_handshake()
+            return wrapped
+        except ssl.SSLError as error:
+            _log.info("Refused %s: %s", peer, describe_tls_error(error))
+            self._linger(wrapped)
+        except OSError as error:
+            _log.info("Refused %s: %s", peer, error.strerror or error)
+        wrapped.close()
+        raise gevent.GreenletExit
+
+    @staticmethod
+    def _linger(sock: ssl.SSLSocket) -> None:
+        """Let the peer read our alert: closing with unread data would reset the connection."""
+        try:
+            sock.settimeout(1.0)
+            sock.shutdown(socket.SHUT_WR)
+            for _ in range(16):
+                if not sock.recv(4096):
+                    break
+        except OSError:
+            pass
+
+
+class _PropagatingLogger(Logger):
+    """gunicorn's own lines go the way of ours; its access log is off, ``web`` has a better one."""
+
+    def setup(self, cfg: Config) -> None:
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.getLogger().level)
+        self.access_log.disabled = True

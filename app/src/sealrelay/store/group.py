@@ -1,0 +1,76 @@
+"""Group commit: what waits while one transaction is synced to disk forms the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import gevent
+from gevent.event import AsyncResult
+from gevent.threadpool import ThreadPool
+
+from sealrelay.store.sql import Record, SqlStore, Stored
+
+T = TypeVar("T")
+
+
+class GroupCommit:
+    """The one writer of a server process.
+
+    The database is used from one operating system thread of its own, so that a sync to disk blocks
+    no greenlet; each transaction takes all that waits, up to ``max_records``.
+    """
+
+    def __init__(self, store: SqlStore, max_records: int = 1000) -> None:
+        self._store = store
+        self._max_records = max_records
+        self._waiting: list[tuple[Sequence[Record], AsyncResult[list[Stored]]]] = []
+        self._writing = False
+        self._thread = ThreadPool(1)
+
+    def add(self, records: Sequence[Record]) -> list[Stored]:
+        """Store records together with whatever else waits; returns when they are on disk.
+
+        Raises StoreFull or StoreError; then none of ``records`` was added.
+        """
+        answer: AsyncResult[list[Stored]] = AsyncResult()
+        self._waiting.append((records, answer))
+        if not self._writing:
+            self._writing = True
+            gevent.spawn(self._write)
+        stored = answer.get()
+        assert stored is not None
+        return stored
+
+    def run(self, query: Callable[[SqlStore], T]) -> T:
+        """Run a query on the store in the writer's thread."""
+        return self._thread.apply(query, (self._store,))
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                self._commit(self._take())
+        finally:
+            self._writing = False
+
+    def _take(self) -> list[tuple[Sequence[Record], AsyncResult[list[Stored]]]]:
+        taken, records = 0, 0
+        while taken < len(self._waiting) and (
+            taken == 0 or records + len(self._waiting[taken][0]) <= self._max_records
+        ):
+            records += len(self._waiting[taken][0])
+            taken += 1
+        group, self._waiting = self._waiting[:taken], self._waiting[taken:]
+        return group
+
+    def _commit(self, group: list[tuple[Sequence[Record], AsyncResult[list[Stored]]]]) -> None:
+        try:
+            everything = [record for records, _ in group for record in records]
+            outcome = self._thread.apply(self._store.add, (everything,))
+        except Exception as error:  # noqa: BLE001 - handed to those who wait, whatever it is
+            for _, answer in group:
+                answer.set_exception(error)
+            return
+        rest = iter(outcome)
+        for records, answer in group:
+            answer.set([next(rest) for _ in records])
