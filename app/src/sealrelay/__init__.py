@@ -1,6 +1,6 @@
 """sealrelay: sealed messages over mutual TLS, none lost, none stored twice.
 
-The modules, from the ground up: ``errors`` and ``identity`` (who is who, and who may call what),
+The modules, from the ground up: ``errors``, ``text``, ``identity`` (who is who, who may call what),
 ``seal`` (keyrings, tokens, message ids), ``tls``, ``config``, ``store``, ``wire`` and ``web`` (what
 travels between the services, and what their endpoints share), ``dispatch``, then ``server`` and
 ``coordinator``, ``serving`` (gunicorn), ``client``, ``probe`` and ``cli``. Imports point downwards

@@ -80,7 +80,7 @@ class Keyring:
         return "<Keyring>"
 
     def seal(self, plaintext: bytes) -> Token:
-        """Seal a message under the newest key; each call makes another token, so another message."""
+        """Seal a message under the newest key; each call makes another token: another message."""
         return parse_token(self._fernet.encrypt(plaintext).decode("ascii"))
 
     def open(self, token: Token, *, ttl: int | None = None, now: int = 0) -> bytes:

@@ -15,10 +15,10 @@ from sealrelay.config import ServerSettings, load_keyrings
 from sealrelay.identity import Identity, IdentityRefused, Role, identify_certificate
 from sealrelay.seal import Keyring, Token, TokenMalformed, TokenNotOpened, parse_token
 from sealrelay.store import GroupCommit, Record, SqlStore, StoreError, StoreFull, open_store
+from sealrelay.text import escape_text
 from sealrelay.web import (
     Problem,
     answer_client,
-    escape_text,
     json_response,
     make_app,
     read_body,

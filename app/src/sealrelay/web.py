@@ -18,6 +18,7 @@ from sealrelay import __version__
 from sealrelay.config import ServiceSettings
 from sealrelay.identity import Endpoint, Identity, IdentityRefused, may_call
 from sealrelay.seal import Token, TokenMalformed, parse_token
+from sealrelay.text import escape_text
 from sealrelay.tls import peer_identity
 from sealrelay.wire import Outcome
 
@@ -87,7 +88,10 @@ def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
     @app.after_request
     def log_access(response: Response) -> Response:
         peer = g.peer.label if "peer" in g else "unidentified"
-        _access_log.info(
+        # probes come several times a second, and only what is unusual about them is news
+        quiet = request.path == "/healthz" and response.status_code == 200
+        _access_log.log(
+            logging.DEBUG if quiet else logging.INFO,
             'access peer=%s "%s %s" %d %.1fms',
             peer,
             request.method,
@@ -167,16 +171,6 @@ def answer_client(outcome: Outcome, token: Token, served_by: str) -> Response:
     if outcome.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return response
-
-
-def escape_text(text: str) -> str:
-    """``text`` on one line, control characters and backslashes escaped: no log line is forged."""
-    return "".join(
-        char
-        if char.isprintable() and char != "\\"
-        else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
 
 
 def _identify_peer() -> Identity:

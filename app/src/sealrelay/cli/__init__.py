@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import click
 
 from sealrelay import __version__
-from sealrelay.cli.messages import messages
-from sealrelay.cli.send import send
-from sealrelay.cli.services import check_config, coordinator, keygen, probe, server
 from sealrelay.errors import SealrelayError
 
 _EXIT_CODES = """\b
@@ -27,14 +25,40 @@ Exit codes:
 """
 
 
-@click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+_COMMANDS = {
+    "send": "sealrelay.cli.send:send",
+    "messages": "sealrelay.cli.messages:messages",
+    "keygen": "sealrelay.cli.services:keygen",
+    "check-config": "sealrelay.cli.services:check_config",
+    "probe": "sealrelay.cli.services:probe",
+    "server": "sealrelay.cli.services:server",
+    "coordinator": "sealrelay.cli.services:coordinator",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command when it is used: a service must not load what gevent has yet to patch
+    (the client's urllib3), and a probe is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(
+    cls=_LazyGroup,
+    epilog=_EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="sealrelay")
 def command() -> None:
     """Sealed messages over mutual TLS: none lost, none stored twice."""
-
-
-for _part in (send, messages, keygen, check_config, probe, server, coordinator):
-    command.add_command(_part)
 
 
 def main() -> None:

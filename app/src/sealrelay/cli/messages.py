@@ -14,7 +14,7 @@ from sealrelay.config import ServerSettings, load_keyrings, load_settings
 from sealrelay.errors import ConfigError, NotStored
 from sealrelay.seal import Keyring, TokenNotOpened, parse_token
 from sealrelay.store import Record, SqlStore, StoreError, open_store
-from sealrelay.web import escape_text
+from sealrelay.text import escape_text
 
 SERVERS = Path("/etc/sealrelay/servers")
 

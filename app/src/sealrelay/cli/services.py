@@ -31,7 +31,10 @@ config_option = click.option(
 @click.command()
 @config_option
 def server(path: Path) -> None:
-    """Run a server in the foreground, as its systemd unit does."""
+    """Run a server, in the foreground.
+
+    This is what its systemd unit does. SIGTERM stops it.
+    """
     from sealrelay.serving import serve  # gunicorn and gevent, for services only
 
     serve(load_settings(path, ServerSettings))
@@ -40,7 +43,10 @@ def server(path: Path) -> None:
 @click.command()
 @config_option
 def coordinator(path: Path) -> None:
-    """Run a coordinator in the foreground, as its systemd unit does."""
+    """Run a coordinator, in the foreground.
+
+    This is what its systemd unit does. SIGTERM stops it. Takes a socket from systemd if given one.
+    """
     from sealrelay.serving import serve
 
     serve(load_settings(path, CoordinatorSettings))
@@ -67,7 +73,10 @@ def coordinator(path: Path) -> None:
     help="With --current: another file that the service is started from, such as its unit.",
 )
 def probe(path: Path, wait: float, current: bool, inputs: tuple[Path, ...]) -> None:
-    """Ask a service of this host over mutual TLS whether it answers."""
+    """Ask a service of this host whether it answers.
+
+    Over mutual TLS, with the service's own leaf.
+    """
     settings = load_any_settings(path)
     if isinstance(settings, ClientSettings):
         raise ConfigError(f"{path}: service: a client does not run; name a service's settings file")
@@ -80,7 +89,10 @@ def probe(path: Path, wait: float, current: bool, inputs: tuple[Path, ...]) -> N
 @click.command("check-config")
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
 def check_config(path: Path) -> None:
-    """Check a settings file, and that the files it names exist and fit together."""
+    """Check a settings file.
+
+    Also that the files it names exist, can be read and fit together.
+    """
     settings = load_any_settings(path)
     click.echo(f"{path}: good settings of {settings.role.value} {settings.name}")
 

@@ -1,0 +1,235 @@
+"""A real deployment on loopback: gunicorn processes, mutual TLS, one SQLite file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from sealrelay.client import Client
+from sealrelay.config import ServerSettings, load_settings
+from sealrelay.seal import generate_keyring
+from sealrelay.store import SqlStore, open_store
+from tests.support.pki import CLIENT_ONLY, TRUST_DOMAIN, Authority, Leaf, spiffe_id
+
+PATIENCE = 60.0
+"""Seconds for anything that should take one; generous, because machines are slow at times."""
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition. Fails the test after PATIENCE, saying ``what`` did not happen."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {PATIENCE:g} s: {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Service:
+    """One service process, its settings file and its log."""
+
+    def __init__(self, kind: str, config: Path, port: int) -> None:
+        self.kind, self.config, self.port = kind, config, port
+        self.log_file = config.with_suffix(".log")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True, **options: Any) -> None:
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sealrelay", self.kind, "--config", str(self.config)],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **options,
+            )
+        if wait:
+            probed = self.probe("--wait", str(PATIENCE))
+            assert probed.returncode == 0, f"{probed.stderr}\n{self.log}"
+
+    def probe(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return run_sealrelay("probe", "--config", str(self.config), *options)
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
+        """Stop the service as systemd does, or kill all of it."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if sig is signal.SIGTERM:
+                self._process.send_signal(sig)
+            else:
+                os.killpg(self._process.pid, sig)
+        self._process.wait(PATIENCE)
+        self._process = None
+
+    def pause(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+
+class Deployment:
+    """Two servers, a coordinator and two clients, as the playbooks lay them out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = Authority()
+        self.keyrings = folder / "keyrings"
+        self.keyrings.mkdir()
+        self.servers = [self._make_server(f"server{number}") for number in (1, 2)]
+        self.coordinator = self._make_coordinator()
+        self.add_client("client1")
+        self.add_client("client2")
+
+    @property
+    def services(self) -> list[Service]:
+        return [*self.servers, self.coordinator]
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.coordinator.port}"
+
+    def start(self) -> None:
+        for service in self.services:
+            service.start()
+
+    def stop(self) -> None:
+        for service in self.services:
+            service.stop(signal.SIGKILL)
+
+    def issue(self, role: str, name: str, **changes: Any) -> Path:
+        """A leaf of our CA for a role and a name."""
+        leaf = Leaf([spiffe_id(role, name)], **changes)
+        return self.authority.issue(self.folder / f"{role}-{name}", leaf)
+
+    def add_client(self, name: str) -> Path:
+        """Make a client's folder; returns its client.toml."""
+        folder = self.issue("client", name, hosts=(), usages=CLIENT_ONLY)
+        keys = generate_keyring()
+        (folder / "payload.keys").write_text(keys)
+        (self.keyrings / f"{name}.keys").write_text(keys)
+        return self.write_client(folder, name)
+
+    def write_client(self, folder: Path, name: str, *urls: str, **changes: object) -> Path:
+        config = folder / "client.toml"
+        values: dict[str, object] = {
+            "service": "client",
+            "name": name,
+            "trust_domain": TRUST_DOMAIN,
+            "coordinators": list(urls) or [self.url],
+            "payload_keys": "payload.keys",
+            "deadline": 30.0,
+            **changes,
+        }
+        write_toml(config, values, tls={"cert": "cert.pem", "key": "key.pem", "ca": "ca.pem"})
+        return config
+
+    def client_config(self, name: str) -> Path:
+        return self.folder / f"client-{name}" / "client.toml"
+
+    def client(self, name: str = "client1", **options: Any) -> Client:
+        return Client.from_file(self.client_config(name), **options)
+
+    def session(self, folder: Path) -> requests.Session:
+        """A plain HTTP client with the leaf of ``folder``, as a user's own program would be."""
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = str(folder / "ca.pem")
+        session.cert = (str(folder / "cert.pem"), str(folder / "key.pem"))
+        return session
+
+    def client_session(self, name: str = "client1") -> requests.Session:
+        return self.session(self.client_config(name).parent)
+
+    @contextlib.contextmanager
+    def store(self) -> Iterator[SqlStore]:
+        settings = load_settings(self.servers[0].config, ServerSettings)
+        store = open_store(settings.store, read_only=True)
+        try:
+            yield store
+        finally:
+            store.close()
+
+    def stored(self) -> int:
+        with self.store() as store:
+            return store.count()
+
+    def _make_server(self, name: str) -> Service:
+        folder = self.issue("server", name)
+        port = free_port()
+        write_toml(
+            folder / "server.toml",
+            {
+                "service": "server",
+                "name": name,
+                "trust_domain": TRUST_DOMAIN,
+                "bind": f"127.0.0.1:{port}",
+                "store": f"sqlite:///{self.folder}/messages.db",
+                "keyrings": str(self.keyrings),
+                "log_payloads": True,
+            },
+            tls={key: str(folder / f"{key}.pem") for key in ("cert", "key", "ca")},
+        )
+        return Service("server", folder / "server.toml", port)
+
+    def _make_coordinator(self) -> Service:
+        folder = self.issue("coordinator", "coordinator1")
+        port = free_port()
+        config = folder / "coordinator.toml"
+        write_toml(
+            config,
+            {
+                "service": "coordinator",
+                "name": "coordinator1",
+                "trust_domain": TRUST_DOMAIN,
+                "bind": f"127.0.0.1:{port}",
+            },
+            tls={key: str(folder / f"{key}.pem") for key in ("cert", "key", "ca")},
+        )
+        with config.open("a") as file:
+            for server in self.servers:
+                file.write(f'\n[[servers]]\nname = "{server.config.parent.name[7:]}"\n')
+                file.write(f'url = "https://127.0.0.1:{server.port}"\n')
+        return Service("coordinator", config, port)
+
+
+def run_sealrelay(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "sealrelay", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+        **options,
+    )
+
+
+def write_toml(path: Path, values: dict[str, object], **tables: dict[str, str]) -> None:
+    """Write plain values and tables; JSON's spelling of them is TOML's too."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    for table, entries in tables.items():
+        lines += ["", f"[{table}]", *(f"{key} = {json.dumps(entries[key])}" for key in entries)]
+    path.write_text("\n".join(lines) + "\n")
