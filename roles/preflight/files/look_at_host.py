@@ -1,0 +1,80 @@
+"""Print as JSON who listens on the TCP ports named as arguments, and how much space is free.
+
+Reads /proc itself: a minimal host has neither ss nor netstat.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+
+def list_listeners(ports):
+    """Map the inode of each listening socket on one of ``ports`` to its port."""
+    listeners = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as lines:
+                rows = [line.split() for line in lines][1:]
+        except OSError:
+            continue
+        for row in rows:
+            port = int(row[1].rpartition(":")[2], 16)
+            if row[3] == "0A" and port in ports:
+                listeners[row[9]] = port
+    return listeners
+
+
+def list_holders(inodes):
+    """Yield (inode, process id) for every process that has one of the sockets open."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for entry in os.scandir(f"/proc/{pid}/fd"):
+                match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(entry.path))
+                if match and match[1] in inodes:
+                    yield match[1], int(pid)
+        except OSError:
+            continue  # the process ended meanwhile, or is a kernel thread
+
+
+def describe_process(pid, port):
+    """Return the name of a process and the systemd unit that it belongs to."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            name = file.read().strip()
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            units = re.findall(r"[^/\n]+\.(?:service|scope)", file.read().replace("\\x2d", "-"))
+    except OSError:
+        return None
+    unit = units[-1] if units else ""
+    if pid == 1:  # systemd holds it for a socket unit
+        unit = find_socket_unit(port)
+    return {"port": port, "pid": pid, "name": name, "unit": unit}
+
+
+def find_socket_unit(port):
+    """Return the socket unit that listens on ``port``."""
+    command = ["systemctl", "list-sockets", "--no-legend", "--full", "--no-pager"]
+    sockets = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    for line in sockets.splitlines():
+        fields = line.split()
+        if len(fields) > 1 and fields[0].endswith(f":{port}"):
+            return fields[1]
+    return ""
+
+
+def measure_free_space(path):
+    """Return the MiB free where ``path`` is, or will be."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return shutil.disk_usage(path).free // 1024**2
+
+
+listening = list_listeners({int(port) for port in sys.argv[1:]})
+holders = [describe_process(pid, listening[inode]) for inode, pid in list_holders(set(listening))]
+holders = [holder for holder in holders if holder]
+known = {holder["port"] for holder in holders}
+holders += [{"port": port, "pid": 0, "name": "", "unit": ""} for port in listening.values() if port not in known]
+print(json.dumps({"listeners": holders, "free_mb": {path: measure_free_space(path) for path in ("/opt", "/var/lib")}}))
