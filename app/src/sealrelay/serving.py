@@ -101,8 +101,8 @@ class _Service(BaseApplication):
             logging.getLogger("sealrelay").error("%s", error)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
 
-    def _make_handshaker(self, _conf: Config, _default: object) -> _Handshaker:
-        return _Handshaker(make_server_context(self._settings.tls))
+    def _make_handshaker(self, _conf: Config, _default: object) -> _DeferredHandshake:
+        return _DeferredHandshake(make_server_context(self._settings.tls))
 
 
 class RelayWorker(GeventWorker):
@@ -111,6 +111,14 @@ class RelayWorker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: dict[greenlet, gevent.Timeout] = {}
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        if _shake_hands(client, addr[0]):
+            # A stopping worker has closed the listener by now, which is only asked for its
+            # address; the connection knows it too.
+            super().handle(client, client, addr)
+        else:
+            client.close()
 
     @contextmanager
     def timeout_ctx(self) -> Iterator[None]:  # type: ignore[override] # gunicorn's hints lack it
@@ -133,47 +141,53 @@ class RelayWorker(GeventWorker):
 
     def _close_idle_connections(self) -> None:
         while True:  # ends with the process
-            for connection, timer in list(self._idle.items()):
-                gevent.kill(connection, timer)
+            for connection in list(self._idle):
+                gevent.get_hub().loop.run_callback(self._close_if_idle, connection)
             gevent.sleep(0.1)
 
+    def _close_if_idle(self, connection: greenlet) -> None:
+        # Runs in the hub, so the connection's greenlet is waiting; where it waits for its next
+        # request, it takes the timer as its own. Anywhere else it would break a request.
+        if (timer := self._idle.get(connection)) is not None:
+            connection.throw(timer)
 
-class _Handshaker:
-    """Stands where gunicorn and gevent expect an SSL context, and does the handshake itself.
 
-    It bounds the time a peer may take, and a refused peer gets to read the alert that says why.
-    """
+class _DeferredHandshake:
+    """Stands where gunicorn and gevent expect an SSL context: wraps now, leaves the handshake to
+    ``RelayWorker.handle``, which can bound it and answer for it."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
 
-    def wrap_socket(self, sock: Any, **_options: Any) -> ssl.SSLSocket:
-        """Wrap an accepted socket; ends the greenlet quietly when the peer does not belong here."""
-        peer = sock.getpeername()[0]
-        wrapped = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        try:
-            with gevent.Timeout(_HANDSHAKE_DEADLINE, TimeoutError("handshake not done in time")):
-                wrapped.do_handshake()
-            return wrapped
-        except ssl.SSLError as error:
-            _log.info("Refused %s: %s", peer, describe_tls_error(error))
-            self._linger(wrapped)
-        except OSError as error:
-            _log.info("Refused %s: %s", peer, error.strerror or error)
-        wrapped.close()
-        raise gevent.GreenletExit
+    def wrap_socket(self, sock: socket.socket, **_options: Any) -> ssl.SSLSocket:
+        return self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
 
-    @staticmethod
-    def _linger(sock: ssl.SSLSocket) -> None:
-        """Let the peer read our alert: closing with unread data would reset the connection."""
-        try:
-            sock.settimeout(1.0)
-            sock.shutdown(socket.SHUT_WR)
-            for _ in range(16):
-                if not sock.recv(4096):
-                    break
-        except OSError:
-            pass
+
+def _shake_hands(client: ssl.SSLSocket, peer: str) -> bool:
+    """Do the handshake with an accepted peer, in bounded time. Whether it belongs here."""
+    try:
+        with gevent.Timeout(_HANDSHAKE_DEADLINE, TimeoutError("handshake not done in time")):
+            client.do_handshake()
+    except ssl.SSLError as error:
+        _log.info("Refused %s: %s", peer, describe_tls_error(error))
+        _let_read_alert(client)
+        return False
+    except OSError as error:
+        _log.info("Refused %s: %s", peer, error.strerror or error)
+        return False
+    return True
+
+
+def _let_read_alert(client: ssl.SSLSocket) -> None:
+    """Let a refused peer read why: closing with unread data would reset the connection."""
+    try:
+        client.settimeout(1.0)
+        client.shutdown(socket.SHUT_WR)
+        for _ in range(16):
+            if not client.recv(4096):
+                break
+    except OSError:
+        pass
 
 
 class _PropagatingLogger(Logger):

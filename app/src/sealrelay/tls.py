@@ -69,6 +69,8 @@ def peer_identity(sock: ssl.SSLSocket) -> Identity:
 
 def describe_tls_error(error: ssl.SSLError) -> str:
     """An SSL error in words: OpenSSL's reason, and what it found wrong with the certificate."""
+    if isinstance(error, ssl.SSLEOFError):
+        return "closed during the handshake"
     reason = (error.reason or "TLS error").replace("_", " ").lower()
     detail = getattr(error, "verify_message", "")
     return f"{reason}: {detail}" if detail else reason
