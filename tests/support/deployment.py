@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -35,10 +36,17 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that nobody uses, below those that the system gives to outgoing connections.
+
+    One of those could be taken while a service that is to come back on it is stopped; and a probe
+    of it could even be connected to itself.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(lowest // 2, lowest)  # noqa: S311 - not a secret
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class Service:
@@ -50,17 +58,53 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, wait: bool = True, **options: Any) -> None:
+        command = [sys.executable, "-m", "sealrelay", self.kind, "--config", str(self.config)]
+        self.spawn(command, **options)
+        if wait:
+            self.wait()
+
+    def spawn(self, command: list[str], **options: Any) -> None:
+        """Run ``command`` as the service. It ends when the tests are killed."""
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sealrelay", self.kind, "--config", str(self.config)],
+                ["setpriv", "--pdeathsig", "KILL", *command],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 **options,
             )
-        if wait:
-            probed = self.probe("--wait", str(PATIENCE))
-            assert probed.returncode == 0, f"{probed.stderr}\n{self.log}"
+
+    def wait(self) -> None:
+        """Wait until the service answers."""
+        probed = self.probe("--wait", str(PATIENCE))
+        assert probed.returncode == 0, f"{probed.stderr}\n{self.log}"
+
+    @property
+    def name(self) -> str:
+        """The service's name, as in its leaf."""
+        return self.config.parent.name.partition("-")[2]
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the service: gunicorn's master and its workers."""
+        assert self._process is not None
+        session = self._process.pid
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                # pid (comm) state ppid pgrp session, see proc(5)
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session:
+                    found.append(int(folder.name))
+        return sorted(found)
 
     def probe(self, *options: str) -> subprocess.CompletedProcess[str]:
         return run_sealrelay("probe", "--config", str(self.config), *options)
@@ -95,11 +139,14 @@ class Deployment:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.authority = Authority()
+        self.made: list[Service] = []
+        """Every service ever made here; ``stop`` ends them all."""
         self.keyrings = folder / "keyrings"
         self.keyrings.mkdir()
         self.servers = [self._make_server(f"server{number}") for number in (1, 2)]
-        self.coordinator = self._make_coordinator()
+        self.coordinator = self.make_coordinator("coordinator1")
         self.add_client("client1")
         self.add_client("client2")
 
@@ -109,14 +156,28 @@ class Deployment:
 
     @property
     def url(self) -> str:
-        return f"https://127.0.0.1:{self.coordinator.port}"
+        return self.coordinator.url
 
     def start(self) -> None:
-        for service in self.services:
-            service.start()
+        """Start what does not run, and wait until every server is in use."""
+        starting = [service for service in self.services if not service.is_running]
+        for service in starting:
+            service.start(wait=False)
+        for service in starting:
+            service.wait()
+
+    def settle(self) -> None:
+        """Start what is stopped, and wait until the coordinator uses both servers again."""
+        self.start()
+        with self.client() as client:
+            wait_until(
+                lambda: {client.send("settle").served_by for _ in range(4)}
+                == {server.name for server in self.servers},
+                "both servers are in use",
+            )
 
     def stop(self) -> None:
-        for service in self.services:
+        for service in self.made:
             service.stop(signal.SIGKILL)
 
     def issue(self, role: str, name: str, **changes: Any) -> Path:
@@ -176,6 +237,10 @@ class Deployment:
         with self.store() as store:
             return store.count()
 
+    def stored_ids(self, client: str | None = None) -> list[str]:
+        with self.store() as store:
+            return [record.message_id.hex() for record in store.newest(client)]
+
     def _make_server(self, name: str) -> Service:
         folder = self.issue("server", name)
         port = free_port()
@@ -192,27 +257,32 @@ class Deployment:
             },
             tls={key: str(folder / f"{key}.pem") for key in ("cert", "key", "ca")},
         )
-        return Service("server", folder / "server.toml", port)
+        return self._keep(Service("server", folder / "server.toml", port))
 
-    def _make_coordinator(self) -> Service:
-        folder = self.issue("coordinator", "coordinator1")
+    def make_coordinator(self, name: str, folder: Path | None = None, **changes: object) -> Service:
+        """A coordinator for both servers; its leaf is in ``folder``, or made. Not started."""
+        folder = folder or self.issue("coordinator", name)
         port = free_port()
         config = folder / "coordinator.toml"
         write_toml(
             config,
             {
                 "service": "coordinator",
-                "name": "coordinator1",
+                "name": name,
                 "trust_domain": TRUST_DOMAIN,
                 "bind": f"127.0.0.1:{port}",
+                **changes,
             },
             tls={key: str(folder / f"{key}.pem") for key in ("cert", "key", "ca")},
         )
         with config.open("a") as file:
             for server in self.servers:
-                file.write(f'\n[[servers]]\nname = "{server.config.parent.name[7:]}"\n')
-                file.write(f'url = "https://127.0.0.1:{server.port}"\n')
-        return Service("coordinator", config, port)
+                file.write(f'\n[[servers]]\nname = "{server.name}"\nurl = "{server.url}"\n')
+        return self._keep(Service("coordinator", config, port))
+
+    def _keep(self, service: Service) -> Service:
+        self.made.append(service)
+        return service
 
 
 def run_sealrelay(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
