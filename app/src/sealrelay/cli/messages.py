@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from sealrelay.cli.options import FILE
 from sealrelay.config import ServerSettings, load_keyrings, load_settings
 from sealrelay.errors import ConfigError, NotStored
 from sealrelay.seal import Keyring, TokenNotOpened, parse_token
@@ -21,7 +22,7 @@ SERVERS = Path("/etc/sealrelay/servers")
 _config_option = click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help=f"A server's settings file. Default: the first in {SERVERS}.",
 )

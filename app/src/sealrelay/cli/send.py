@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from sealrelay.cli.options import FILE
 from sealrelay.client import Client, Receipt
 from sealrelay.errors import InputFileError, SealrelayError
 from sealrelay.identity import NAME
@@ -24,7 +25,7 @@ CLIENTS = Path("/etc/sealrelay/clients")
 @click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="The client's settings file, where it lies elsewhere.",
 )
@@ -38,7 +39,7 @@ CLIENTS = Path("/etc/sealrelay/clients")
 @click.option(
     "--file",
     "file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Send the contents of a file as one message.",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from sealrelay.cli.options import FILE
 from sealrelay.config import (
     ClientSettings,
     CoordinatorSettings,
@@ -21,7 +22,7 @@ from sealrelay.seal import generate_keyring
 config_option = click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path),
+    type=FILE,
     required=True,
     metavar="FILE",
     help="The service's settings file.",
@@ -67,7 +68,7 @@ def coordinator(path: Path) -> None:
 @click.option(
     "--input",
     "inputs",
-    type=click.Path(path_type=Path),
+    type=FILE,
     multiple=True,
     metavar="FILE",
     help="With --current: another file that the service is started from, such as its unit.",
@@ -87,7 +88,7 @@ def probe(path: Path, wait: float, current: bool, inputs: tuple[Path, ...]) -> N
 
 
 @click.command("check-config")
-@click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("path", type=FILE, metavar="FILE")
 def check_config(path: Path) -> None:
     """Check a settings file.
 
@@ -100,7 +101,7 @@ def check_config(path: Path) -> None:
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Write them to this file, readable by its owner only. It must not exist.",
 )
