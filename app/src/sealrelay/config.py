@@ -29,8 +29,9 @@ from sealrelay.identity import (
 from sealrelay.seal import Keyring, KeyringError, parse_keyring
 from sealrelay.tls import KeyLocked, TlsFiles, make_client_context
 
-Name = Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
-TrustDomain = Annotated[str, Meta(pattern=f"^{TRUST_DOMAIN.pattern}$")]
+# \Z, since $ would let a line end through
+Name = Annotated[str, Meta(pattern=rf"^{NAME.pattern}\Z")]
+TrustDomain = Annotated[str, Meta(pattern=rf"^{TRUST_DOMAIN.pattern}\Z")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Bytes = Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)]
