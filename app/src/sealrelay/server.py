@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -148,7 +147,7 @@ def _forwarded_client(trust_domain: str) -> Identity:
         if not (len(header) > 2 and header.startswith(":") and header.endswith(":")):
             raise IdentityRefused("the Client-Cert header is not one byte sequence")
         client = identify_certificate(base64.b64decode(header[1:-1], validate=True))
-    except (IdentityRefused, binascii.Error) as error:
+    except (IdentityRefused, ValueError) as error:
         raise Problem(
             400, "malformed", f"The Client-Cert header (RFC 9440) cannot be used: {error}."
         ) from None
