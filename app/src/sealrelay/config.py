@@ -35,6 +35,8 @@ TrustDomain = Annotated[str, Meta(pattern=rf"^{TRUST_DOMAIN.pattern}\Z")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Bytes = Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)]
+# an absolute path: where a service is started from must not decide where messages are
+StoreUrl = Annotated[str, Meta(pattern=r"^sqlite:////[^?]+\Z")]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -46,7 +48,7 @@ class ServerSettings(
     name: Name
     trust_domain: TrustDomain
     bind: str
-    store: str
+    store: StoreUrl
     keyrings: str
     tls: TlsFiles
     workers: Annotated[int, Meta(ge=1, le=64)] = 1

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.dialects.sqlite import insert
@@ -133,7 +134,7 @@ def open_store(url: str, *, read_only: bool = False) -> SqlStore:
         raise StoreError("the store's URL is not of the form sqlite:////path/to/messages.db")
     mode = "ro" if read_only else "rwc"
     location = URL.create(
-        "sqlite", database=f"file:{parsed.database}", query={"mode": mode, "uri": "true"}
+        "sqlite", database=f"file:{quote(parsed.database)}", query={"mode": mode, "uri": "true"}
     )
     engine = create_engine(location, poolclass=NullPool)
     event.listen(engine, "connect", _read_only_pragmas if read_only else _durable_pragmas)
