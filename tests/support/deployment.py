@@ -171,8 +171,10 @@ class Deployment:
         self.start()
         with self.client() as client:
             wait_until(
-                lambda: {client.send("settle").served_by for _ in range(4)}
-                == {server.name for server in self.servers},
+                lambda: (
+                    {client.send("settle").served_by for _ in range(4)}
+                    == {server.name for server in self.servers}
+                ),
                 "both servers are in use",
             )
 

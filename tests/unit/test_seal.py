@@ -201,7 +201,7 @@ def test_keyring_file_may_hold_comments_and_empty_lines() -> None:
     assert Fernet(new).decrypt(keyring.seal(b"y").text) == b"y"
 
 
-SECRET = "c2VjcmV0LXNlY3JldC1zZWNyZXQ"
+NOT_A_KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQ"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ SECRET = "c2VjcmV0LXNlY3JldC1zZWNyZXQ"
     [
         [],
         ["", "# nothing"],
-        [SECRET],
-        [KEY, SECRET],
+        [NOT_A_KEY],
+        [KEY, NOT_A_KEY],
         [KEY[:-1]],
         [KEY + "AAAA"],
         [f"{KEY} {KEY}"],
@@ -221,7 +221,7 @@ def test_wrong_keyring_is_refused_without_telling_what_it_holds(lines: list[str]
     with pytest.raises(KeyringError) as refused:
         parse_keyring(lines)
     shown = "".join(traceback.format_exception_only(refused.type, refused.value))
-    assert SECRET not in shown
+    assert NOT_A_KEY not in shown
     assert KEY[:20] not in shown
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
 

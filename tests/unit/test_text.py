@@ -20,7 +20,7 @@ def test_escaped_text_is_one_printable_line_and_loses_nothing(text: str) -> None
     assert ast.literal_eval(quoted) == text
 
 
-@pytest.mark.parametrize("text", ["hello", "Привет, мир", "日本語 text", "it's \"quoted\"", ""])
+@pytest.mark.parametrize("text", ["hello", "Привет, мир", "日本語 text", 'it\'s "quoted"', ""])
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert escape_text(text) == text
 
