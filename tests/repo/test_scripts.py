@@ -1,0 +1,33 @@
+"""The commands in bin/ help, refuse what they don't know, and can be run from a fresh clone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.repo.conftest import REPOSITORY
+
+SCRIPTS = [path for path in sorted((REPOSITORY / "bin").iterdir()) if path.suffix != ".sh"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_helps(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    run = subprocess.run([script, "--help"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0
+    assert run.stdout.startswith(f"Usage: bin/{script.name}")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_refuses_what_it_does_not_know(script: Path) -> None:
+    run = subprocess.run([script, "--no-such"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "--no-such" in run.stderr
+    assert "--help" in run.stderr
+
+
+def test_ci_runs_all_tests_and_nothing_else() -> None:
+    assert (REPOSITORY / ".ci" / "run").read_text().splitlines()[-1].endswith('/../bin/test"')
