@@ -38,12 +38,18 @@ package_installed() {
   [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }
 
+# Quiet, unless it fails.
 apt_get() {
+  local output
   # Wait for a running unattended upgrade rather than fail on its lock.
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >&2
+  output=$(as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null 2>&1) || {
+    printf '%s\n' "$output" >&2
+    return 1
+  }
 }
 
-# Fetch package lists when this machine has none, as on a fresh image.
+# A fresh image has no package lists yet.
 have_package_lists() {
   compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null
 }
