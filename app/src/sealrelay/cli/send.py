@@ -60,6 +60,8 @@ def send(
     Each TEXT is one message; - stands for standard input, one message a line. Stops at the first
     message that is not accepted, and says how many were.
     """
+    if not texts and file is None:
+        raise click.UsageError("Nothing to send: give TEXT, - for standard input, or --file FILE.")
     client = Client.from_file(
         _settings_file(name, path),
         on_retry=lambda reason: click.echo(f"sealrelay: {reason}", err=True) if verbose else None,
@@ -87,8 +89,6 @@ def _settings_file(name: str | None, path: Path | None) -> Path:
 
 
 def _messages(texts: tuple[str, ...], file: Path | None) -> Iterator[bytes]:
-    if not texts and file is None:
-        raise click.UsageError("Nothing to send: give TEXT, - for standard input, or --file FILE.")
     if file is not None:
         try:
             yield file.read_bytes()
