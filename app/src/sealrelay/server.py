@@ -56,10 +56,17 @@ class Intake:
 
         A message that is refused, or a store that fails, never decides over its neighbours.
         """
-        opened = [self._open(message) for message in messages]
+        opened = [self._open_safely(message) for message in messages]
         records = [entry for entry in opened if isinstance(entry, Record)]
         outcomes = iter(self._store(records))
         return [next(outcomes) if isinstance(entry, Record) else entry for entry in opened]
+
+    def _open_safely(self, message: BatchMessage) -> Record | Outcome:
+        try:
+            return self._open(message)
+        except Exception:  # noqa: BLE001 - a bug that one message meets is not its neighbours'
+            _log.exception("Unexpected error while opening a message from %s", message.client)
+            return Outcome(500, problem="unexpected", detail="The server's log says more.")
 
     def _open(self, message: BatchMessage) -> Record | Outcome:
         try:

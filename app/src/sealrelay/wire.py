@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+from sealrelay.identity import NAME
 
 
 class DataRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -14,7 +18,7 @@ class DataRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class BatchMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message of a batch: the token, and the client that the coordinator authenticated."""
 
-    client: str
+    client: Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]
     data: str
 
 

@@ -24,6 +24,14 @@ class ServerFailed(Exception):
     """The server did not answer as a server does; the text says how, in one phrase."""
 
 
+class BatchRefused(Exception):
+    """The server works, but does not take this batch as it is; ``status`` is its HTTP answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"answered {status}")
+        self.status = status
+
+
 class _StaleConnection(Exception):
     """A kept-alive connection that the server had closed meanwhile."""
 
@@ -44,7 +52,8 @@ class ServerConnection:
         """Have a batch stored; an outcome for each message, in their order.
 
         ``timeout``: seconds for all of it. Raises ServerFailed; then any part of the batch may have
-        been stored, and to send it again is safe, because a message id is stored once.
+        been stored, and to send it again is safe, because a message id is stored once. Raises
+        BatchRefused; then nothing was stored, and to send the same batch again is no use.
         """
         body = msgspec.json.encode(
             BatchRequest([BatchMessage(message.client, message.token) for message in batch])
@@ -74,6 +83,8 @@ class ServerConnection:
                     status, payload = self._request(method, path, body)
                 except _StaleConnection:
                     status, payload = self._request(method, path, body)
+            if status in (400, 411, 413, 415):
+                raise BatchRefused(status)
             if status != 200:
                 raise ServerFailed(f"answered {status} to {path}")
             return msgspec.json.decode(payload, type=kind)

@@ -11,7 +11,7 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.queue import SimpleQueue
 
-from sealrelay.dispatch.connection import ServerConnection, ServerFailed
+from sealrelay.dispatch.connection import BatchRefused, ServerConnection, ServerFailed
 from sealrelay.dispatch.decisions import (
     DeadlinePassed,
     Dispatch,
@@ -112,6 +112,15 @@ class Relay:
         except ServerFailed as failure:
             self._fail(lane.server, failure, batch)
             return
+        except BatchRefused as refused:
+            if len(batch) > 1:  # one of them is to blame; the others must not pay for it
+                for message in batch:
+                    self._carry(lane, connection, [message])
+                return
+            message_id = batch[0].message_id.hex()
+            _log.error("Message %s: %s %s", message_id, self._urls[lane.server], refused)
+            detail = "The servers do not take what this coordinator takes."
+            outcomes = [Outcome(refused.status, problem="refused-by-server", detail=detail)]
         except Exception:  # noqa: BLE001 - a bug must cost one attempt, not a lane
             _log.exception("Unexpected error in a lane to %s", self._urls[lane.server])
             connection.close()
