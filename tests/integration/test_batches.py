@@ -1,0 +1,39 @@
+"""One bad message never fails its neighbours, whoever finds out that it is bad."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from sealrelay.errors import MessageRefused
+from tests.conftest import Deployments
+
+
+def test_message_that_servers_refuse_costs_its_neighbours_nothing(
+    deployments: Deployments,
+) -> None:
+    deployment = deployments.make()
+    for server in deployment.servers:
+        settings = server.config.read_text()
+        server.config.write_text(
+            settings.replace("log_payloads", "max_body_bytes = 2048\nlog_payloads")
+        )
+    deployment.start()
+
+    def send_small(number: int) -> str:
+        with deployment.client("client1") as client:
+            return [client.send(f"{number} {n}").message_id for n in range(10)][-1]
+
+    def send_big(_: int) -> None:
+        with deployment.client("client2") as client, pytest.raises(MessageRefused):
+            client.send("x" * 20_000)
+
+    with ThreadPoolExecutor(8) as pool:
+        big = pool.map(send_big, range(10))
+        small = pool.map(send_small, range(6))
+        assert len(list(small)) == 6
+        assert len(list(big)) == 10
+    assert deployment.stored() == 60
+    # a server that refuses one message is as healthy as ever
+    assert "failed" not in deployment.coordinator.log
