@@ -20,7 +20,7 @@ class Result:
 
 def run_main(*arguments: str, stdin: bytes = b"") -> Result:
     """Run ``sealrelay ARGUMENTS`` and tell its exit code and what it printed."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     code = 0
     with (
         mock.patch.object(sys, "argv", ["sealrelay", *arguments]),
@@ -32,4 +32,8 @@ def run_main(*arguments: str, stdin: bytes = b"") -> Result:
             main()
         except SystemExit as exited:
             code = exited.code if isinstance(exited.code, int) else int(exited.code is not None)
-    return Result(code, out.getvalue(), err.getvalue())
+    texts = []
+    for stream in (out, err):
+        stream.seek(0)
+        texts.append(stream.read())
+    return Result(code, *texts)

@@ -195,8 +195,11 @@ class Deployment:
         (self.keyrings / f"{name}.keys").write_text(keys)
         return self.write_client(folder, name)
 
-    def write_client(self, folder: Path, name: str, *urls: str, **changes: object) -> Path:
-        config = folder / "client.toml"
+    def write_client(
+        self, folder: Path, name: str, *urls: str, file: str = "client.toml", **changes: object
+    ) -> Path:
+        """Write a client's settings into its folder; ``urls`` of coordinators: by default ours."""
+        config = folder / file
         values: dict[str, object] = {
             "service": "client",
             "name": name,
@@ -262,8 +265,10 @@ class Deployment:
         return self._keep(Service("server", folder / "server.toml", port))
 
     def make_coordinator(self, name: str, folder: Path | None = None, **changes: object) -> Service:
-        """A coordinator for both servers; its leaf is in ``folder``, or made. Not started."""
-        folder = folder or self.issue("coordinator", name)
+        """A coordinator for both servers; its leaf is made in ``folder``. Not started."""
+        if folder is None:
+            folder = self.folder / f"coordinator-{name}"
+        self.authority.issue(folder, Leaf([spiffe_id("coordinator", name)]))
         port = free_port()
         config = folder / "coordinator.toml"
         write_toml(

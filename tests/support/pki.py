@@ -62,6 +62,24 @@ class Authority:
     def pem(self) -> bytes:
         return self.certificate.public_bytes(Encoding.PEM)
 
+    def sign_authority(self, other: Authority) -> bytes:
+        """A certificate (PEM) for another authority below this one, which pathlen:0 forbids."""
+        builder = _builder(
+            other.certificate.subject,
+            self.certificate.subject,
+            other.key.public_key(),
+            -_HOUR,
+            _HOUR,
+        )
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        certificate = (
+            builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_key_usage(certificates=True), critical=True)
+            .add_extension(issuer, critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+        return certificate.public_bytes(Encoding.PEM)
+
     def issue(self, folder: Path, leaf: Leaf) -> Path:
         """Write cert.pem, key.pem and ca.pem of a new leaf into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
