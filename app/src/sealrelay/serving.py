@@ -160,7 +160,10 @@ class _DeferredHandshake:
         self._context = context
 
     def wrap_socket(self, sock: socket.socket, **_options: Any) -> ssl.SSLSocket:
-        return self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        try:
+            return self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        except OSError:  # the peer has left already, and nobody is there to be told
+            raise gevent.GreenletExit from None
 
 
 def _shake_hands(client: ssl.SSLSocket, peer: str) -> bool:
