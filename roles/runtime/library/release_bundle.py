@@ -134,7 +134,9 @@ def pack_release(module: AnsibleModule, app_dir: Path, wheels: Path, archive: Pa
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
         built = Path(scratch, "app")
-        run_pip(module, "build the app", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(built), str(sources))
+        # The control node's own setuptools builds it: pip's isolation would download one, unlocked.
+        arguments = ["wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(built)]
+        run_pip(module, "build the app", *arguments, str(sources))
         unfinished = Path(scratch, "release.tar")
         with tarfile.open(unfinished, "w") as tar:
             top = archive.stem
