@@ -37,7 +37,7 @@ class Node:
     """One node of a lab, reached as root with the lab's own SSH configuration."""
 
     def __init__(self, lab: str, name: str, control: Path) -> None:
-        """``control`` is a folder for the socket of the shared connection; short, as sockets are."""
+        """``control`` is a folder for the socket of the shared connection; its path is short."""
         self.lab, self.name = lab, name
         config = Path("/var/lib/sealrelay-lab") / lab / "ssh_config"
         self._ssh = ["ssh", "-F", str(config), "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]
@@ -107,23 +107,21 @@ class Node:
 
     def pids(self, unit: str) -> list[int]:
         """Every process of a service."""
-        group = self.show(unit, "ControlGroup")
-        listing = self.shell(
-            f"cat /sys/fs/cgroup/unified{group}/cgroup.procs 2>/dev/null || "
-            f"cat /sys/fs/cgroup/systemd{group}/cgroup.procs 2>/dev/null || "
-            f"cat /sys/fs/cgroup{group}/cgroup.procs"
-        )
-        return [int(line) for line in listing.split()]
+        listing = self.shell(f"grep -lFs '/{unit}' /proc/[0-9]*/cgroup || true")
+        return [int(line.split("/")[2]) for line in listing.splitlines()]
 
-    def cursor(self) -> str:
-        """Where the journal ends now."""
-        out = self.run("journalctl", "--no-pager", "--quiet", "-n", "0", "--show-cursor")
-        return out.partition("cursor: ")[2].strip()
+    def now(self) -> str:
+        """The node's time, as ``journal`` takes it.
+
+        Not a cursor: up to systemd 254 journalctl loses the first line after a cursor when it
+        shows one unit only.
+        """
+        return "@" + self.run("date", "+%s.%6N").strip()
 
     def journal(self, *units: str, since: str = "", lines: int = 0) -> str:
-        """The messages of units (of all, if none is named), from a cursor on."""
+        """The messages of units (of all, if none is named), from a time on."""
         command = ["journalctl", "--no-pager", "--quiet", "--output=cat"]
-        command += [f"--after-cursor={since}"] if since else []
+        command += [f"--since={since}"] if since else []
         command += [f"--lines={lines}"] if lines else []
         return self.run(*command, *(f"--unit={unit}" for unit in units))
 
@@ -133,9 +131,7 @@ class Node:
         )
 
     def disconnect(self) -> None:
-        subprocess.run(
-            [*self._ssh[:-1], "-O", "exit", self.name], capture_output=True, check=False
-        )
+        subprocess.run([*self._ssh[:-1], "-O", "exit", self.name], capture_output=True, check=False)
 
     # --- sealrelay on it
 
@@ -156,8 +152,10 @@ class Node:
         """Start what is stopped, and wait until the coordinator uses both servers."""
         self.run("systemctl", "start", *UNITS)
         wait_for(
-            lambda: len({receipt["served_by"] for receipt in self.send("--count", "8", "settle")})
-            == len(SERVERS),
+            lambda: (
+                len({receipt["served_by"] for receipt in self.send("--count", "8", "settle")})
+                == len(SERVERS)
+            ),
             "both servers are in use",
         )
 
@@ -184,7 +182,9 @@ class Sender:
         ]
 
     def __enter__(self) -> Sender:
-        self._process = self._node.start("sealrelay", "send", "--client", self._client, "--json", "-")
+        self._process = self._node.start(
+            "sealrelay", "send", "--client", self._client, "--json", "-"
+        )
         for thread in self._threads:
             thread.start()
         wait_for(lambda: len(self._receipts) > 0, "the first message is acknowledged")

@@ -1,0 +1,95 @@
+"""Tests of a deployed lab node.
+
+    SEALRELAY_LAB=lab pytest tests/lab
+
+They leave it as they found it, but for the messages that they send. ``stage_*.py`` are for a
+disposable node: molecule runs them before it deploys, and when it removes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.node import REPOSITORY, Control, Node
+
+_JOURNAL_LINES = 60
+_WHY_SKIPPED = "SEALRELAY_LAB names no lab; start one with bin/lab, deploy to it, and set it"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "SEALRELAY_LAB" in os.environ:
+        return
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=_WHY_SKIPPED))
+
+
+@pytest.fixture(scope="session")
+def lab() -> str:
+    return os.environ["SEALRELAY_LAB"]
+
+
+@pytest.fixture(scope="session")
+def node(lab: str) -> Iterator[Node]:
+    folder = Path(tempfile.mkdtemp(prefix="lab."))
+    node1 = Node(lab, "node1", folder)
+    done = node1.try_run("true")
+    assert done.returncode == 0, f"node1 of lab '{lab}' does not answer: {done.stderr}"
+    yield node1
+    node1.disconnect()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def control(lab: str) -> Control:
+    default = "inventory/lab" if lab == "lab" else "molecule/default/inventory"
+    return Control(REPOSITORY / os.environ.get("SEALRELAY_INVENTORY", default))
+
+
+@pytest.fixture(scope="session")
+def secrets(node: Node, control: Control) -> list[str]:
+    """What must not be seen anywhere else: the passphrase, and text of every key on the node."""
+    keys = node.shell(
+        "cat /etc/sealrelay/clients/*/payload.keys /var/lib/sealrelay/keyrings/*.keys "
+        "/etc/sealrelay/*/key.pem /etc/sealrelay/*/*/key.pem"
+    )
+    lines = {line for line in keys.splitlines() if line and line[0] not in "#-"}
+    assert len(lines) > len(("client1", "client2")), "no key was found on the node"
+    return [control.passphrase, *sorted(lines)]
+
+
+@pytest.fixture
+def scratch(node: Node) -> Iterator[str]:
+    """A folder on the node for one test, only root's."""
+    path = node.run("mktemp", "-d", "/root/test.XXXXXX").strip()
+    yield path
+    node.run("rm", "-rf", path)
+
+
+@pytest.fixture
+def settled(node: Node) -> Iterator[None]:
+    """Every service runs and is used: before the test and, whatever it does, after it."""
+    node.settle()
+    yield
+    node.settle()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    target = getattr(item, "funcargs", {}).get("node")
+    if report.failed and isinstance(target, Node):
+        try:
+            tail = target.journal("sealrelay-*", lines=_JOURNAL_LINES)
+        except (AssertionError, OSError) as error:
+            tail = f"cannot be read: {error}"
+        report.sections.append((f"journal of {target.name}", tail))
+    return report

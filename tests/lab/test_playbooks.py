@@ -1,0 +1,99 @@
+"""Playbooks on a deployed node: nothing to do, rehearsals, and what preflight finds wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.node import UNITS, Control, Node, find_secrets
+
+
+@pytest.fixture
+def untouched(node: Node) -> Iterator[None]:
+    """Fails the test when a service was restarted meanwhile."""
+
+    def state() -> list[str]:
+        return [node.show(unit, "ActiveEnterTimestampMonotonic") for unit in UNITS]
+
+    before = state()
+    yield
+    assert state() == before
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_second_run_changes_nothing(control: Control, secrets: list[str]) -> None:
+    play = control.deploy("--diff")
+    assert play.code == 0, play.out
+    assert play.changed == 0, play.out
+    assert not find_secrets(play.out, secrets)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_rehearsal_changes_nothing_and_shows_no_secret(
+    control: Control, secrets: list[str]
+) -> None:
+    play = control.deploy("--check", "--diff", "-vvv")
+    assert play.code == 0, play.out
+    assert play.changed == 0, play.out
+    assert not find_secrets(play.out, secrets)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_rehearsed_change_is_shown(control: Control, secrets: list[str]) -> None:
+    play = control.deploy("--check", "--diff", variables={"coordinator_deadline": 9.0})
+    assert play.code == 0, play.out
+    assert "+deadline = 9.0" in play.out
+    assert not find_secrets(play.out, secrets)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_preflight_names_who_holds_a_port(node: Node, control: Control) -> None:
+    unit = "test-of-the-preflight"
+    listen = "import socket, time; held = socket.create_server(('', 8010)); time.sleep(600)"
+    node.run("systemd-run", "--quiet", "--collect", "--unit", unit, "python3", "-c", listen)
+    try:
+        pid = node.show(f"{unit}.service", "MainPID")
+        play = control.deploy(variables={"coordinator_port": 8010})
+    finally:
+        node.run("systemctl", "stop", f"{unit}.service")
+    assert play.code != 0
+    assert f"Port 8010 of node1 is taken by process {pid} (python3)" in play.text
+    assert "coordinator_port" in play.text
+    assert play.changed == 0
+
+
+@pytest.mark.usefixtures("untouched")
+def test_preflight_asks_for_the_passphrase(control: Control) -> None:
+    play = control.deploy(variables={"ca_passphrase": ""})
+    assert play.code != 0
+    assert "The passphrase of the CA is missing" in play.text
+    assert play.changed == 0
+
+
+@pytest.mark.usefixtures("untouched")
+def test_preflight_refuses_a_wrong_passphrase(control: Control) -> None:
+    key = (control.pki / "ca.key").read_bytes()
+    play = control.deploy(variables={"ca_passphrase": "not the one it was made with"})
+    assert play.code != 0
+    assert "can't be read with this passphrase" in play.text
+    assert play.changed == 0
+    assert (control.pki / "ca.key").read_bytes() == key
+
+
+@pytest.mark.usefixtures("untouched")
+def test_preflight_refuses_servers_on_several_hosts_with_sqlite(
+    control: Control, tmp_path: Path
+) -> None:
+    inventory = tmp_path / "inventory"
+    inventory.mkdir()
+    (inventory / "pki").symlink_to(control.pki)
+    (inventory / "group_vars").symlink_to(control.inventory / "group_vars")
+    (inventory / "hosts.yml").symlink_to(control.inventory / "hosts.yml")
+    (inventory / "more.yml").write_text("servers: {hosts: {node2: {ansible_host: 127.0.0.2}}}\n")
+    play = control.play("site.yml", inventory=inventory)
+    assert play.code != 0
+    assert "The servers are on 2 hosts (node1, node2) with SQLite as their store" in play.text
+    assert "stored twice" in play.text, "it says why"
+    assert play.changed == 0

@@ -1,0 +1,83 @@
+"""Updates under load: a good release takes over, a broken one is taken back; nobody notices."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.node import COORDINATOR, REPOSITORY, SERVERS, Control, Node, Sender
+
+pytestmark = pytest.mark.usefixtures("settled")
+
+_SETTINGS = {
+    **{unit: f"/etc/sealrelay/servers/{unit[17:21]}/server.toml" for unit in SERVERS},
+    COORDINATOR: "/etc/sealrelay/coordinator/coordinator.toml",
+}
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A copy of the app that a test may change."""
+    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+    return shutil.copytree(REPOSITORY / "app", tmp_path / "app", ignore=left_out)
+
+
+@pytest.fixture
+def release(node: Node, control: Control) -> Iterator[str]:
+    """The release that runs before the test, and again after it."""
+    current = _current(node)
+    yield current
+    if _current(node) != current:
+        play = control.deploy()
+        assert play.code == 0, play.out
+    assert _current(node) == current
+
+
+def _current(node: Node) -> str:
+    return node.run("readlink", "-f", "/opt/sealrelay/current").strip()
+
+
+def _running(node: Node) -> set[str]:
+    """The releases from which the services run, by their own account."""
+    probes = (node.run("sealrelay", "probe", "--config", path) for path in _SETTINGS.values())
+    return {line.split()[-1] for line in probes}
+
+
+def test_an_update_costs_no_message_and_restarts_what_is_old(
+    node: Node, control: Control, app: Path, release: str
+) -> None:
+    with (app / "src" / "sealrelay" / "server.py").open("a") as module:
+        module.write("\n# another release\n")
+    with Sender(node) as sender:
+        play = control.deploy(variables={"runtime_app_dir": str(app)})
+        updated, running = _current(node), _running(node)
+        back = control.deploy()
+    assert play.code == 0, play.out
+    assert updated != release
+    assert running == {updated}
+    assert back.code == 0, back.out
+    assert _running(node) == {release}
+    assert len(sender.finish()) > 100
+
+
+def test_a_broken_release_is_taken_back(
+    node: Node, control: Control, app: Path, release: str
+) -> None:
+    with (app / "src" / "sealrelay" / "server.py").open("a") as module:
+        module.write("\nthis is no Python\n")
+    with Sender(node) as sender:
+        play = control.deploy(variables={"runtime_app_dir": str(app)})
+    assert play.code != 0
+    assert "did not come up on node1" in play.text
+    assert "the previous release serves again" in play.text
+    assert "SyntaxError" in play.text, "the end of the journal is shown"
+    assert _current(node) == release
+    assert _running(node) == {release}
+    for unit in (*SERVERS, COORDINATOR):
+        assert node.is_active(unit)
+    assert len(sender.finish()) > 100
+    again = control.deploy()
+    assert (again.code, again.changed) == (0, 0), again.out
