@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import gevent
@@ -12,6 +13,19 @@ from gevent.threadpool import ThreadPool
 from sealrelay.store.sql import Record, SqlStore, Stored
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: Exception
+
+
+def _attempt(query: Callable[[SqlStore], T], store: SqlStore) -> T | _Failure:
+    # The thread pool would print a stack trace of whatever is raised here, however expected.
+    try:
+        return query(store)
+    except Exception as error:  # noqa: BLE001 - raised again by those who wait for it
+        return _Failure(error)
 
 
 class GroupCommit:
@@ -43,8 +57,11 @@ class GroupCommit:
         return stored
 
     def run(self, query: Callable[[SqlStore], T]) -> T:
-        """Run a query on the store in the writer's thread."""
-        return self._thread.apply(query, (self._store,))
+        """Run a query on the store in the writer's thread. Raises what it raises."""
+        outcome: T | _Failure = self._thread.apply(_attempt, (query, self._store))
+        if isinstance(outcome, _Failure):
+            raise outcome.error
+        return outcome
 
     def _write(self) -> None:
         try:
@@ -66,7 +83,7 @@ class GroupCommit:
     def _commit(self, group: list[tuple[Sequence[Record], AsyncResult[list[Stored]]]]) -> None:
         try:
             everything = [record for records, _ in group for record in records]
-            outcome = self._thread.apply(self._store.add, (everything,))
+            outcome = self.run(lambda store: store.add(everything))
         except Exception as error:  # noqa: BLE001 - handed to those who wait, whatever it is
             for _, answer in group:
                 answer.set_exception(error)
