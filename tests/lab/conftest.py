@@ -9,6 +9,7 @@ disposable node: molecule runs them before it deploys, and when it removes.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.peers import read_keys
 from tests.support.node import REPOSITORY, Control, Node
 
 _JOURNAL_LINES = 60
@@ -55,13 +57,14 @@ def control(lab: str) -> Control:
 @pytest.fixture(scope="session")
 def secrets(node: Node, control: Control) -> list[str]:
     """What must not be seen anywhere else: the passphrase, and text of every key on the node."""
-    keys = node.shell(
-        "cat /etc/sealrelay/clients/*/payload.keys /var/lib/sealrelay/keyrings/*.keys "
-        "/etc/sealrelay/*/key.pem /etc/sealrelay/*/*/key.pem"
+    keyrings = node.shell(
+        "cat /etc/sealrelay/clients/*/payload.keys /var/lib/sealrelay/keyrings/*.keys"
     )
-    lines = {line for line in keys.splitlines() if line and line[0] not in "#-"}
-    assert len(lines) > len(("client1", "client2")), "no key was found on the node"
-    return [control.passphrase, *sorted(lines)]
+    pems = node.shell("cat /etc/sealrelay/*/key.pem /etc/sealrelay/*/*/key.pem")
+    # The last line of a key is part of its public half, which certificates show too.
+    lines = re.findall(r"-----BEGIN PRIVATE KEY-----\n(.+)\n(.+)\n.+\n-----END", pems)
+    assert len(lines) == 5, "the leaf keys of two clients, two servers and a coordinator"
+    return [control.passphrase, *{*read_keys(keyrings), *(line for two in lines for line in two)}]
 
 
 @pytest.fixture

@@ -35,16 +35,6 @@ def test_removal_leaves_the_host_as_it_was_and_keeps_data_and_ca(
     assert (control.pki / "ca.pem").exists()
 
 
-def test_messages_survive_removal_and_a_new_deployment(node: Node, control: Control) -> None:
-    play = control.deploy()
-    assert play.code == 0, play.out
-    listing = node.run("sealrelay", "messages", "list", "--json", "--limit", "5")
-    texts = [json.loads(line)["text"] for line in listing.splitlines()]
-    assert len(texts) == 5
-    assert None not in texts, "the servers still have the keys that the messages need"
-    assert node.send("new keys, same store")
-
-
 def test_removal_with_data_leaves_nothing(node: Node, control: Control) -> None:
     variables = {"uninstall_confirm": True, "uninstall_data": True, "uninstall_ca": True}
     play = control.play("playbooks/uninstall.yml", variables=variables)

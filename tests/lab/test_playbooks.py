@@ -23,28 +23,12 @@ def untouched(node: Node) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("untouched")
-def test_a_second_run_changes_nothing(control: Control, secrets: list[str]) -> None:
-    play = control.deploy("--diff")
-    assert play.code == 0, play.out
-    assert play.changed == 0, play.out
-    assert not find_secrets(play.out, secrets)
-
-
-@pytest.mark.usefixtures("untouched")
 def test_a_rehearsal_changes_nothing_and_shows_no_secret(
     control: Control, secrets: list[str]
 ) -> None:
     play = control.deploy("--check", "--diff", "-vvv")
     assert play.code == 0, play.out
     assert play.changed == 0, play.out
-    assert not find_secrets(play.out, secrets)
-
-
-@pytest.mark.usefixtures("untouched")
-def test_a_rehearsed_change_is_shown(control: Control, secrets: list[str]) -> None:
-    play = control.deploy("--check", "--diff", variables={"coordinator_deadline": 9.0})
-    assert play.code == 0, play.out
-    assert "+deadline = 9.0" in play.out
     assert not find_secrets(play.out, secrets)
 
 

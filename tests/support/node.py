@@ -195,6 +195,11 @@ class Sender:
         for thread in self._threads:
             thread.join(60)
         self._process.wait(60)
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._errors = self._process.stderr.read().decode()
+        self._process.stdout.close()
+        self._process.stderr.close()
 
     def _feed(self) -> None:
         assert self._process.stdin is not None
@@ -224,9 +229,7 @@ class Sender:
 
     def finish(self) -> list[dict[str, Any]]:
         """After the ``with``: fails the test unless every message was acknowledged."""
-        assert self._process.stderr is not None
-        errors = self._process.stderr.read().decode()
-        assert self._process.returncode == 0, errors
+        assert self._process.returncode == 0, self._errors
         assert len(self._receipts) == self._sent
         return self._receipts
 
