@@ -84,7 +84,8 @@ class Relay:
         self._answers[message] = answer
         try:
             self._pump()
-            if not answer.wait(timeout=max(0.0, message.deadline - time.monotonic())):
+            answer.wait(timeout=max(0.0, message.deadline - time.monotonic()))
+            if not answer.ready():
                 raise DeadlinePassed
             delivery = answer.get_nowait()
             assert delivery is not None
