@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 
-import pytest
-
 from tests.lab.stage_removal import BEFORE
 from tests.support.host_state import compare, look_at
 from tests.support.node import Control, Node, find_secrets
@@ -18,16 +16,14 @@ def test_node_is_fresh(node: Node) -> None:
     for path in ("/etc/sealrelay", "/var/lib/sealrelay", "/opt/sealrelay"):
         assert node.try_run("test", "-e", path).returncode == 1, f"{path} is there"
     BEFORE.parent.mkdir(parents=True, exist_ok=True)
-    # A first contact, so that Ansible's own traces are there.
     BEFORE.write_text(json.dumps(look_at(node)))
 
 
-@pytest.mark.parametrize("options", [("--check", "--diff", "-vvv")])
 def test_a_rehearsal_passes_changes_nothing_and_shows_no_secret(
-    node: Node, control: Control, options: tuple[str, ...]
+    node: Node, control: Control
 ) -> None:
     before = look_at(node)
-    play = control.deploy(*options)
+    play = control.deploy("--check", "--diff", "-vvv")
     assert play.code == 0, play.out
     assert not find_secrets(play.out, [control.passphrase])
     assert not _FERNET_KEY.findall(play.out)

@@ -8,7 +8,7 @@ _WHAT = {
     "users": "getent passwd | sort",
     "groups": "getent group | sort",
     "packages": "dpkg-query -W -f '${db:Status-Status} ${Package}\\n' | sort",
-    "units": "systemctl list-unit-files --no-legend --plain --no-pager | sort",
+    "units": "systemctl list-unit-files --no-legend --plain --no-pager | grep -v transient | sort",
     "running": "systemctl list-units --state=active --type=service,socket --no-legend --plain "
     "--no-pager | cut -d' ' -f1 | grep -v -e '^user@' -e '^user-runtime-dir@' | sort",
     # Caches, logs, lists of the package manager and backups of the user database may differ.
