@@ -57,9 +57,12 @@ class Service:
         self.log_file = config.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "sealrelay", self.kind, "--config", str(self.config)]
+
     def start(self, *, wait: bool = True, **options: Any) -> None:
-        command = [sys.executable, "-m", "sealrelay", self.kind, "--config", str(self.config)]
-        self.spawn(command, **options)
+        self.spawn(self.command, **options)
         if wait:
             self.wait()
 
@@ -93,18 +96,23 @@ class Service:
         return self._process is not None
 
     @property
-    def pids(self) -> list[int]:
-        """The processes of the service: gunicorn's master and its workers."""
+    def workers(self) -> set[int]:
+        """The process ids of gunicorn's workers."""
         assert self._process is not None
-        session = self._process.pid
-        found = []
+        master = self._process.pid
+        found = set()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                # pid (comm) state ppid pgrp session, see proc(5)
+                # pid (comm) state ppid, see proc(5)
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[3]) == session:
-                    found.append(int(folder.name))
-        return sorted(found)
+                if int(fields[1]) == master:
+                    found.add(int(folder.name))
+        return found
+
+    @property
+    def processes(self) -> set[int]:
+        assert self._process is not None
+        return {self._process.pid, *self.workers}
 
     def probe(self, *options: str) -> subprocess.CompletedProcess[str]:
         return run_sealrelay("probe", "--config", str(self.config), *options)
@@ -120,6 +128,11 @@ class Service:
                 os.killpg(self._process.pid, sig)
         self._process.wait(PATIENCE)
         self._process = None
+
+    def terminate(self) -> None:
+        """Tell the service to stop, and don't wait; ``stop`` does."""
+        assert self._process is not None
+        self._process.terminate()
 
     def pause(self) -> None:
         assert self._process is not None
@@ -168,11 +181,14 @@ class Deployment:
 
     def settle(self) -> None:
         """Start what is stopped, and wait until the coordinator uses both servers again."""
+        for service in self.services:
+            if service.is_running:
+                service.resume()
         self.start()
         with self.client() as client:
             wait_until(
                 lambda: (
-                    {client.send("settle").served_by for _ in range(4)}
+                    {client.send("settle").served_by for _ in range(8)}
                     == {server.name for server in self.servers}
                 ),
                 "both servers are in use",

@@ -143,6 +143,18 @@ def test_error_reaches_all_of_its_group_and_nobody_after(
     )
 
 
+def test_error_leaves_no_stack_trace_in_the_log(
+    writer: GroupCommit, commits: Commits, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(records: Sequence[Record]) -> None:
+        raise StoreError("the store failed: on purpose")
+
+    commits.before = fail
+    with pytest.raises(StoreError, match="on purpose"):
+        writer.add([make_record(1)])
+    assert capfd.readouterr().err == ""
+
+
 def test_group_after_a_failed_one_is_stored(writer: GroupCommit, commits: Commits) -> None:
     """The first group fails; what gathered meanwhile does not."""
     gathered = threading.Event()
