@@ -12,6 +12,8 @@ import os
 import re
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -30,6 +32,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=_WHY_SKIPPED))
+
+
+def pytest_sessionstart() -> None:
+    if "MOLECULE_SCENARIO_NAME" in os.environ:
+        threading.Thread(target=_end_with, args=(_ancestors(),), daemon=True).start()
+
+
+def _end_with(ancestors: list[Path]) -> None:
+    """End when molecule, or what started it, is killed.
+
+    These tests would go on otherwise, on the node that the next run has made meanwhile.
+    """
+    started = [_start_time(process) for process in ancestors]
+    while [_start_time(process) for process in ancestors] == started:
+        time.sleep(0.5)
+    os._exit(3)
+
+
+def _ancestors() -> list[Path]:
+    found = [Path("/proc/self").resolve()]
+    while (parent := _stat(found[-1])[1]) not in ("0", "1"):
+        found.append(Path("/proc", parent))
+    return found
+
+
+def _start_time(process: Path) -> str:
+    """Tells a process from a later one of the same number; empty when there is none."""
+    try:
+        return _stat(process)[19]
+    except OSError:
+        return ""
+
+
+def _stat(process: Path) -> list[str]:
+    # pid (comm) state ppid …, see proc(5)
+    return (process / "stat").read_text().rpartition(")")[2].split()
 
 
 @pytest.fixture(scope="session")

@@ -279,7 +279,9 @@ class Control:
         timeout: float = 600,
     ) -> Play:
         """Run a playbook as a user would, whatever its exit code."""
-        command = [_find_ansible_playbook(), "-i", str(inventory or self.inventory)]
+        # A playbook ends with the tests, however those end.
+        command = ["setpriv", "--pdeathsig", "KILL", _find_ansible_playbook()]
+        command += ["-i", str(inventory or self.inventory)]
         if variables:
             command += ["-e", json.dumps(variables)]
         done = subprocess.run(
