@@ -450,7 +450,7 @@ def test_health_is_told_to_the_service_itself(deployment: Deployment) -> None:
         leaf = service.config.parent
         health = ask(service, leaf, "GET", "/healthz").json()
         assert (health["status"], health["name"]) == ("ok", service.name)
-        assert service.probe().stdout.startswith(f"{service.name} answers: version ")
+        assert service.probe().out.startswith(f"{service.name} answers: version ")
 
 
 def test_healthy_probes_do_not_fill_the_log(deployment: Deployment) -> None:

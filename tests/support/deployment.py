@@ -21,6 +21,7 @@ from sealrelay.client import Client
 from sealrelay.config import ServerSettings, load_settings
 from sealrelay.seal import generate_keyring
 from sealrelay.store import SqlStore, open_store
+from tests.support.command import Result, run_main
 from tests.support.pki import CLIENT_ONLY, TRUST_DOMAIN, Authority, Leaf, spiffe_id
 
 PATIENCE = 60.0
@@ -80,7 +81,7 @@ class Service:
     def wait(self) -> None:
         """Wait until the service answers."""
         probed = self.probe("--wait", str(PATIENCE))
-        assert probed.returncode == 0, f"{probed.stderr}\n{self.log}"
+        assert probed.code == 0, f"{probed.err}\n{self.log}"
 
     @property
     def name(self) -> str:
@@ -114,8 +115,8 @@ class Service:
         assert self._process is not None
         return {self._process.pid, *self.workers}
 
-    def probe(self, *options: str) -> subprocess.CompletedProcess[str]:
-        return run_sealrelay("probe", "--config", str(self.config), *options)
+    def probe(self, *options: str) -> Result:
+        return run_main("probe", "--config", str(self.config), *options)
 
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
         """Stop the service as systemd does, or kill all of it."""
@@ -178,6 +179,14 @@ class Deployment:
             service.start(wait=False)
         for service in starting:
             service.wait()
+
+    def restart(self, *services: Service) -> None:
+        """Stop and start services, all at once."""
+        for service in services:
+            service.terminate()
+        for service in services:
+            service.stop()
+        self.start()
 
     def settle(self) -> None:
         """Start what is stopped, and wait until the coordinator uses both servers again."""
