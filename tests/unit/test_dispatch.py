@@ -367,4 +367,4 @@ class DispatchMachine(RuleBasedStateMachine):
 
 
 TestDispatch = DispatchMachine.TestCase
-TestDispatch.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestDispatch.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
