@@ -63,7 +63,8 @@ def check_current(health: Health, path: Path, settings: ServiceSettings, extra: 
         raise Outdated(f"{settings.name} runs {health.release}, not {release}")
     for file in [*input_files(path, settings), *extra]:
         try:
-            changed = file.stat().st_mtime
+            # unlike mtime, it also moves when an older file is put in place
+            changed = file.stat().st_ctime
         except FileNotFoundError:
             continue
         if changed >= health.started:

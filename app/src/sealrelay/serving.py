@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import ssl
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +20,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
-from sealrelay.config import ServerSettings, ServiceSettings
+from sealrelay.config import CoordinatorSettings, ServerSettings, ServiceSettings
 from sealrelay.errors import SealrelayError
 from sealrelay.store import StoreError
 from sealrelay.tls import describe_tls_error, make_server_context
@@ -30,13 +30,16 @@ _log = logging.getLogger("sealrelay.tls")
 _HANDSHAKE_DEADLINE = 5.0
 _KEEP_ALIVE = 75
 _GRACE = 15
-"""Seconds for requests under way when a service stops; more than the coordinator's deadline."""
+"""Seconds for requests under way when a server stops."""
 
 
-def serve(settings: ServiceSettings) -> None:
-    """Run the service until it is told to stop (SIGTERM). Exits the process."""
+def serve(settings: ServiceSettings, started: float) -> None:
+    """Run the service until it is told to stop (SIGTERM). Exits the process.
+
+    ``started``: when this began, in seconds since the epoch.
+    """
     configure_logging(settings.log_level)
-    _Service(settings).run()
+    _Service(settings, started).run()
 
 
 def configure_logging(level: str) -> None:
@@ -62,9 +65,9 @@ class _JournalFormatter(logging.Formatter):
 class _Service(BaseApplication):
     """gunicorn, told by our settings what to do, and by nothing else."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, started: float) -> None:
         self._settings = settings
-        self._started = time.time()
+        self._started = started
         super().__init__()
 
     def load_config(self) -> None:
@@ -78,7 +81,7 @@ class _Service(BaseApplication):
             "keyfile": settings.tls.key,
             "ssl_context": self._make_handshaker,
             "keepalive": _KEEP_ALIVE,
-            "graceful_timeout": _GRACE,
+            "graceful_timeout": _grace(settings),
             "timeout": 30,
             "control_socket_disable": True,
             "limit_request_line": 1024,
@@ -191,6 +194,11 @@ def _let_read_alert(client: ssl.SSLSocket) -> None:
                 break
     except OSError:
         pass
+
+
+def _grace(settings: ServiceSettings) -> int:
+    """Seconds for requests under way when a service stops: a coordinator's have a deadline."""
+    return math.ceil(settings.deadline) + 5 if isinstance(settings, CoordinatorSettings) else _GRACE
 
 
 class _PropagatingLogger(Logger):

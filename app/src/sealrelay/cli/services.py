@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import click
@@ -36,9 +37,7 @@ def server(path: Path) -> None:
 
     This is what its systemd unit does. SIGTERM stops it.
     """
-    from sealrelay.serving import serve  # gunicorn and gevent, for services only
-
-    serve(load_settings(path, ServerSettings))
+    _run(path, ServerSettings)
 
 
 @click.command()
@@ -48,9 +47,15 @@ def coordinator(path: Path) -> None:
 
     This is what its systemd unit does. SIGTERM stops it. Takes a socket from systemd if given one.
     """
-    from sealrelay.serving import serve
+    _run(path, CoordinatorSettings)
 
-    serve(load_settings(path, CoordinatorSettings))
+
+def _run(path: Path, kind: type[ServerSettings] | type[CoordinatorSettings]) -> None:
+    started = time.time()  # before the files are read: what changes meanwhile makes it outdated
+    settings = load_settings(path, kind)
+    from sealrelay.serving import serve  # gunicorn and gevent, for services only
+
+    serve(settings, started)
 
 
 @click.command()
