@@ -31,6 +31,10 @@ BATCH_BODY_FACTOR = 2
 """A batch's body may have this many times ``max_body_bytes``; coordinators stay below it."""
 
 
+_STORE_PATIENCE = 15.0
+"""Seconds to wait at start for a store that other servers keep busy."""
+
+
 class Intake:
     """Takes messages in: opens, stores and answers for each of them by itself."""
 
@@ -40,8 +44,17 @@ class Intake:
         self._writer = GroupCommit(open_store(settings.store))
 
     def prepare(self) -> None:
-        """Make the store ready. Raises StoreError."""
-        self._writer.run(SqlStore.create_schema)
+        """Make the store ready; waits for one that is busy. Raises StoreError."""
+        deadline = time.monotonic() + _STORE_PATIENCE
+        while True:
+            try:
+                self._writer.run(SqlStore.create_schema)
+                return
+            except StoreError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                _log.warning("Waiting for the store: %s", error)
+                time.sleep(0.2)
 
     def check(self) -> None:
         """Raises Problem 503 when the store does not answer."""
