@@ -85,6 +85,10 @@ class CoordinatorSettings(
     lanes: Annotated[int, Meta(ge=1, le=64)] = 4
     max_batch: Annotated[int, Meta(ge=1, le=1000)] = 64
     max_waiting: Count = 10_000
+    max_waiting_bytes: Annotated[int, Meta(ge=1024)] = 64 * 1024 * 1024
+    hedge_floor: Seconds = 0.05
+    hedge_ceiling: Seconds = 0.15
+    retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
     max_body_bytes: Bytes = 1024 * 1024
     log_level: LogLevel = "info"
 

@@ -13,7 +13,7 @@ from flask import Flask, Response, g
 from sealrelay.config import CoordinatorSettings
 from sealrelay.dispatch import DeadlinePassed, Message, NoHealthyServer, QueueFull, Relay
 from sealrelay.dispatch.connection import ServerConnection
-from sealrelay.dispatch.decisions import Dispatch
+from sealrelay.dispatch.decisions import Dispatch, Limits
 from sealrelay.identity import Identity, Role
 from sealrelay.tls import make_client_context
 from sealrelay.web import Problem, answer_client, make_app, read_body, read_token
@@ -34,11 +34,17 @@ def make_relay(settings: CoordinatorSettings) -> Relay:
     return Relay(
         Dispatch(
             addresses,
-            max_batch=settings.max_batch,
-            max_waiting=settings.max_waiting,
-            # so a batch, JSON around it included, stays below what servers accept
-            max_batch_bytes=settings.max_body_bytes,
-            patience=2 * settings.probe_interval,
+            Limits(
+                max_batch=settings.max_batch,
+                # so a batch, JSON around it included, stays below what servers accept
+                max_batch_bytes=settings.max_body_bytes,
+                max_waiting=settings.max_waiting,
+                max_waiting_bytes=settings.max_waiting_bytes,
+                patience=2 * settings.probe_interval,
+                hedge_floor=settings.hedge_floor,
+                hedge_ceiling=settings.hedge_ceiling,
+                retry_share=settings.retry_share,
+            ),
         ),
         {name: address.url for name, address in addresses.items()},
         connect,

@@ -21,7 +21,14 @@ T = TypeVar("T")
 
 
 class ServerFailed(Exception):
-    """The server did not answer as a server does; the text says how, in one phrase."""
+    """The server did not answer as a server does; the text says how, in one phrase.
+
+    ``timed_out``: it may still be at work on what it was sent.
+    """
+
+    def __init__(self, how: str, *, timed_out: bool = False) -> None:
+        super().__init__(how)
+        self.timed_out = timed_out
 
 
 class BatchRefused(Exception):
@@ -92,7 +99,7 @@ class ServerConnection:
             if timer is not expired:
                 raise
             self.close()
-            raise ServerFailed(f"no answer within {timeout:.1f} s") from None
+            raise ServerFailed(f"no answer within {timeout:.1f} s", timed_out=True) from None
         except ssl.SSLError as error:
             self.close()
             raise ServerFailed(describe_tls_error(error)) from None

@@ -1,14 +1,21 @@
-"""What the dispatch decides: which lane takes what, which server is out, who has waited too long.
+"""What the dispatch decides: who sends what where, when to hedge, whom to eject, whom to give up.
 
 Plain state and a clock that the caller reads: no input or output, no greenlet, no time of its own.
 All times are seconds of one monotonic clock.
+
+Servers pull. A lane that has nothing to do takes what waits, as one batch, so an idle server gets
+the next message, a fast one gets more, and one that is dead or frozen gets none. An attempt that is
+not answered in time is *hedged*: its messages are offered to another server as well, and the first
+answer wins (J. Dean and L. A. Barroso, "The Tail at Scale", 2013). That is safe here, because a
+message id is stored once.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class DispatchError(Exception):
@@ -20,11 +27,21 @@ class QueueFull(DispatchError):
 
 
 class NoHealthyServer(DispatchError):
-    """Every server is ejected."""
+    """Every server is down."""
 
 
 class DeadlinePassed(DispatchError):
     """No server answered for this message in time."""
+
+
+class Health(enum.Enum):
+    """What the dispatch thinks of a server."""
+
+    HEALTHY = "healthy"
+    SLOW = "slow"
+    """Another server overtook it. Gets only what no healthy server can take."""
+    DOWN = "down"
+    """An attempt or a probe failed. Gets nothing."""
 
 
 @dataclass(eq=False)
@@ -35,6 +52,14 @@ class Message:
     client: str
     token: str
     deadline: float
+    done: bool = False
+    """Answered, or nobody waits for it any more: it is never sent again."""
+    waiting: bool = False
+    """New, and not taken by any lane yet."""
+    repeating: bool = False
+    """To be sent again."""
+    trying: dict[str, Attempt] = field(default_factory=dict)
+    """The open attempts with it, by server."""
 
 
 @dataclass(eq=False)
@@ -44,111 +69,299 @@ class Lane:
     server: str
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """A lane, and the batch that it is to send."""
+@dataclass(eq=False)
+class Attempt:
+    """A batch on its way to a server in one of its lanes, begun at a time."""
 
     lane: Lane
     batch: list[Message]
+    began: float
+    hedged: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the dispatch holds, packs together and repeats."""
+
+    max_batch: int
+    """Messages in one attempt."""
+    max_batch_bytes: int
+    """Bytes of tokens in one attempt of more than one message."""
+    max_waiting: int
+    """Messages that wait for a lane."""
+    max_waiting_bytes: int
+    """Bytes of their tokens."""
+    patience: float
+    """Seconds with every server down before those who wait are told so."""
+    hedge_floor: float
+    """Seconds: no attempt is hedged earlier, however fast servers are as a rule."""
+    hedge_ceiling: float
+    """Seconds: every attempt is hedged by then, however slow they are."""
+    retry_share: float
+    """Hedges and repeats after time-outs, as a share of all messages."""
+
+
+class Budget:
+    """What may be sent again: each new message earns a share of one re-send, up to a limit."""
+
+    _LIMIT = 100.0
+    _START = 10.0
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._left = self._START
+
+    def earn(self) -> None:
+        """A new message came in."""
+        self._left = min(self._LIMIT, self._left + self._share)
+
+    def spend(self) -> bool:
+        """Pay for one re-send, if there is enough."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class HedgeDelay:
+    """When an attempt is late: a few times the recent 99th percentile of all that were answered."""
+
+    _FACTOR = 3.0
+    _WINDOW = 500
+    _RENEW = 50
+
+    def __init__(self, floor: float, ceiling: float) -> None:
+        self._floor, self._ceiling = floor, ceiling
+        self._recent: deque[float] = deque(maxlen=self._WINDOW)
+        self._news = 0
+        self.seconds = ceiling
+        """The delay as of now; the ceiling until enough is known."""
+
+    def record(self, duration: float) -> None:
+        """An attempt was answered after ``duration`` seconds."""
+        self._recent.append(duration)
+        self._news += 1
+        if self._news >= self._RENEW:
+            self._news = 0
+            p99 = sorted(self._recent)[int(0.99 * (len(self._recent) - 1))]
+            self.seconds = min(self._ceiling, max(self._floor, self._FACTOR * p99))
 
 
 class Dispatch:
-    """The queue of one worker process, its idle lanes, and which servers are out.
+    """The queue of one worker process, its lanes, its open attempts, and the servers' health."""
 
-    Servers pull: a lane that has nothing to do takes what waits, so an idle server gets the next
-    message, a fast one gets more, and one that is dead or frozen gets none.
-    """
-
-    def __init__(
-        self,
-        servers: Iterable[str],
-        *,
-        max_batch: int,
-        max_waiting: int,
-        max_batch_bytes: int,
-        patience: float,
-    ) -> None:
-        """``patience``: seconds without any healthy server before those who wait are told so."""
-        self._max_batch = max_batch
-        self._max_waiting = max_waiting
-        self._max_batch_bytes = max_batch_bytes
-        self._patience = patience
-        self._waiting: deque[Message] = deque()
+    def __init__(self, servers: Iterable[str], limits: Limits) -> None:
+        self._limits = limits
+        self._health = dict.fromkeys(servers, Health.HEALTHY)
+        # Both queues may hold messages that are done meanwhile; they are skipped when met.
+        self._new: deque[Message] = deque()
+        self._repeats: deque[Message] = deque()
+        self._unpaid: deque[Message] = deque()  # repeats that the budget does not cover yet
+        self._waiting = 0
+        self._waiting_bytes = 0
         self._idle: deque[Lane] = deque()
-        self._healthy = dict.fromkeys(servers, True)
-        self._none_healthy_since: float | None = None
+        self._open: dict[Attempt, None] = {}  # in the order in which they began
+        self._budget = Budget(limits.retry_share)
+        self._all_down_since: float | None = None
+        self.hedge_delay = HedgeDelay(limits.hedge_floor, limits.hedge_ceiling)
 
-    def is_healthy(self, server: str) -> bool:
-        """Whether lanes of this server get work."""
-        return self._healthy[server]
+    def health(self, server: str) -> Health:
+        """What is thought of a server."""
+        return self._health[server]
 
     def enqueue(self, message: Message, now: float) -> None:
         """Take a message in. Raises QueueFull, or NoHealthyServer once patience has run out."""
         if self._out_of_patience(now):
             raise NoHealthyServer
-        if len(self._waiting) >= self._max_waiting:
+        size = self._waiting_bytes + len(message.token)
+        if self._waiting >= self._limits.max_waiting or (
+            self._waiting and size > self._limits.max_waiting_bytes
+        ):
             raise QueueFull
-        self._waiting.append(message)
+        self._new.append(message)
+        self._count(message, waiting=True)
+        self._budget.earn()
 
-    def put_back(self, batch: Sequence[Message]) -> None:
-        """Put a failed batch at the head of the queue, in its order: it has waited longest."""
-        self._waiting.extendleft(reversed(batch))
-
-    def withdraw(self, message: Message) -> None:
-        """Forget a message whose sender no longer waits."""
-        if message in self._waiting:
-            self._waiting.remove(message)
+    def finish(self, message: Message) -> bool:
+        """A message is answered, or nobody waits for it any more. Whether that is news."""
+        news, message.done = not message.done, True
+        self._count(message, waiting=False)
+        return news
 
     def lane_idle(self, lane: Lane) -> None:
         """A lane has nothing to do; lanes take work in the order in which they said so."""
         self._idle.append(lane)
 
-    def next_assignment(self, now: float) -> Assignment | None:
-        """The idle lane whose turn it is and its batch, or None when nobody can take anything."""
-        while self._waiting and self._waiting[0].deadline <= now:
-            self._waiting.popleft()  # its sender has been answered
-        if not self._waiting:
-            return None
+    def next_attempt(self, now: float) -> Attempt | None:
+        """The idle lane whose turn it is, with its batch; None when no lane can take anything."""
+        while self._unpaid and self._budget.spend():
+            self._repeat(self._unpaid.popleft())
         for lane in self._idle:
-            if self._healthy[lane.server]:
+            if batch := self._take_batch(lane.server, now):
                 self._idle.remove(lane)
-                return Assignment(lane, self._take_batch(now))
+                attempt = Attempt(lane, batch, began=now)
+                for message in batch:
+                    message.trying[lane.server] = attempt
+                self._open[attempt] = None
+                return attempt
         return None
 
-    def eject(self, server: str, now: float) -> bool:
-        """Take a server out after a failure. Whether it was in."""
-        was_healthy, self._healthy[server] = self._healthy[server], False
-        if not any(self._healthy.values()) and self._none_healthy_since is None:
-            self._none_healthy_since = now
-        return was_healthy
+    def succeed(self, attempt: Attempt, finished: Sequence[Message], now: float) -> list[str]:
+        """A server has answered. ``finished``: those of the batch whose first answer this is.
 
-    def readmit(self, server: str) -> bool:
-        """Let a server in again after a probe succeeded. Whether it was out."""
-        was_healthy, self._healthy[server] = self._healthy[server], True
-        self._none_healthy_since = None
-        return not was_healthy
+        What the batch holds besides and nobody has answered is sent again. Returns the servers that
+        this one has overtaken, which are slow from now on.
+        """
+        self._close(attempt)
+        self.hedge_delay.record(now - attempt.began)
+        overtaken = {
+            server
+            for message in finished
+            for server, other in message.trying.items()
+            if other.began < attempt.began
+        }
+        slow = [server for server in sorted(overtaken) if self._slow_down(server)]
+        self._repeat_unanswered(attempt, pay=False)
+        return slow
+
+    def fail(self, attempt: Attempt, now: float, *, timed_out: bool) -> bool:
+        """An attempt failed: its server is down, and its batch goes to another one.
+
+        After a time-out the server may be at work on it still, so the repeat has to be paid for.
+        Returns whether the server was not down before.
+        """
+        self._close(attempt)
+        self._repeat_unanswered(attempt, pay=timed_out)
+        return self.eject(attempt.lane.server, now)
+
+    def eject(self, server: str, now: float) -> bool:
+        """A server is down. Whether it was not before."""
+        news, self._health[server] = self._health[server] is not Health.DOWN, Health.DOWN
+        if self._all_down_since is None and set(self._health.values()) == {Health.DOWN}:
+            self._all_down_since = now
+        return news
+
+    def readmit(self, server: str, *, quick: bool) -> bool:
+        """A probe of a server succeeded, and was quick or not. Whether that changes anything."""
+        before = self._health[server]
+        if quick:
+            self._health[server] = Health.HEALTHY
+        elif before is Health.DOWN:
+            self._health[server] = Health.SLOW
+        self._all_down_since = None
+        return self._health[server] is not before
+
+    def hedge(self, now: float) -> int:
+        """Offer what is late to another server as well; returns how many messages.
+
+        An attempt is late ``hedge_delay.seconds`` after it began. Only what another server could
+        take is offered, and only what the budget pays for.
+        """
+        offered = 0
+        for attempt in self._open:
+            if attempt.began + self.hedge_delay.seconds > now:
+                break
+            if attempt.hedged:
+                continue
+            for message in attempt.batch:
+                if message.done or message.repeating or len(message.trying) > 1:
+                    continue
+                if not self._has_alternative(message):
+                    continue
+                if not self._budget.spend():
+                    return offered
+                self._repeat(message)
+                offered += 1
+            attempt.hedged = True
+        return offered
 
     def give_up(self, now: float) -> list[Message]:
-        """Those who wait although no server has been healthy for longer than patience allows."""
+        """Those who wait although every server has been down for longer than patience allows."""
         if not self._out_of_patience(now):
             return []
-        stranded = list(self._waiting)
-        self._waiting.clear()
-        return stranded
+        queued = [*self._repeats, *self._unpaid, *self._new]
+        for queue in (self._repeats, self._unpaid, self._new):
+            queue.clear()
+        for message in queued:
+            message.repeating = False
+            self._count(message, waiting=False)
+        return [message for message in queued if not message.done]
 
     def _out_of_patience(self, now: float) -> bool:
-        since = self._none_healthy_since
-        return since is not None and now - since >= self._patience
+        since = self._all_down_since
+        return since is not None and now - since >= self._limits.patience
 
-    def _take_batch(self, now: float) -> list[Message]:
+    def _count(self, message: Message, *, waiting: bool) -> None:
+        if message.waiting is not waiting:
+            message.waiting = waiting
+            self._waiting += 1 if waiting else -1
+            self._waiting_bytes += len(message.token) if waiting else -len(message.token)
+
+    def _close(self, attempt: Attempt) -> None:
+        del self._open[attempt]
+        for message in attempt.batch:
+            del message.trying[attempt.lane.server]
+
+    def _repeat(self, message: Message) -> None:
+        if not message.done:
+            message.repeating = True
+            self._repeats.append(message)
+
+    def _repeat_unanswered(self, attempt: Attempt, *, pay: bool) -> None:
+        for message in attempt.batch:
+            if message.done or message.repeating or message.trying:
+                continue
+            if pay and not self._budget.spend():
+                self._unpaid.append(message)
+            else:
+                self._repeat(message)
+
+    def _slow_down(self, server: str) -> bool:
+        if self._health[server] is not Health.HEALTHY:
+            return False
+        self._health[server] = Health.SLOW
+        return True
+
+    def _usable(self, server: str, message: Message) -> bool:
+        """Whether a server may be given this message now: a slow one only where no healthy one is
+        left that does not have it already."""
+        if server in message.trying or self._health[server] is Health.DOWN:
+            return False
+        return self._health[server] is Health.HEALTHY or not any(
+            health is Health.HEALTHY and other not in message.trying
+            for other, health in self._health.items()
+        )
+
+    def _has_alternative(self, message: Message) -> bool:
+        return any(self._usable(server, message) for server in self._health)
+
+    def _take_batch(self, server: str, now: float) -> list[Message]:
         batch: list[Message] = []
-        size = 0
-        while self._waiting and len(batch) < self._max_batch:
-            message = self._waiting[0]
-            if batch and size + len(message.token) > self._max_batch_bytes:
-                break
-            self._waiting.popleft()
-            if message.deadline > now:
+        if self._health[server] is Health.DOWN:
+            return batch
+        size = self._take(self._repeats, server, now, batch, 0)
+        self._take(self._new, server, now, batch, size)
+        return batch
+
+    def _take(
+        self, queue: deque[Message], server: str, now: float, batch: list[Message], size: int
+    ) -> int:
+        """Move what a server may have from the head of a queue to a batch; returns its new size."""
+        passed: list[Message] = []
+        while queue and len(batch) < self._limits.max_batch:
+            message = queue[0]
+            if not message.done and message.deadline > now:
+                if not self._usable(server, message):
+                    if message.waiting:  # as for all that are new, so looking further is no use
+                        break
+                    passed.append(queue.popleft())
+                    continue
+                if batch and size + len(message.token) > self._limits.max_batch_bytes:
+                    break
                 batch.append(message)
                 size += len(message.token)
-        return batch
+            queue.popleft()
+            message.repeating = False
+            self._count(message, waiting=False)
+        queue.extendleft(reversed(passed))
+        return size

@@ -13,9 +13,9 @@ from gevent.queue import SimpleQueue
 
 from sealrelay.dispatch.connection import BatchRefused, ServerConnection, ServerFailed
 from sealrelay.dispatch.decisions import (
+    Attempt,
     DeadlinePassed,
     Dispatch,
-    DispatchError,
     Lane,
     Message,
     NoHealthyServer,
@@ -24,8 +24,8 @@ from sealrelay.wire import Outcome
 
 _log = logging.getLogger("sealrelay.coordinator")
 
-_TICK = 0.1
-"""Seconds between two looks for messages that no server is left for."""
+_TICK = 0.01
+"""Seconds between two looks for attempts to hedge, and for messages that no server is left for."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Relay:
         self._lanes = lanes
         self._attempt_timeout = attempt_timeout
         self._probe_interval = probe_interval
-        self._inboxes: dict[Lane, SimpleQueue[list[Message]]] = {}
+        self._inboxes: dict[Lane, SimpleQueue[Attempt]] = {}
         self._answers: dict[Message, AsyncResult[Delivery]] = {}
 
     def start(self) -> None:
@@ -91,60 +91,68 @@ class Relay:
             assert delivery is not None
             return delivery
         finally:
-            self._dispatch.withdraw(message)
+            self._dispatch.finish(message)
             del self._answers[message]
 
     def _pump(self) -> None:
-        while (next_one := self._dispatch.next_assignment(time.monotonic())) is not None:
-            self._inboxes[next_one.lane].put(next_one.batch)
+        while (attempt := self._dispatch.next_attempt(time.monotonic())) is not None:
+            self._inboxes[attempt.lane].put(attempt)
 
     def _run_lane(self, lane: Lane) -> None:
         connection = self._connect(lane.server)
         inbox = self._inboxes[lane]
         while True:
-            self._carry(lane, connection, inbox.get())
+            attempt = inbox.get()
+            try:
+                outcomes = self._send(connection, attempt.batch)
+            except ServerFailed as failure:
+                self._note_failure(attempt, failure)
+            except Exception:  # noqa: BLE001 - a bug must cost one attempt, not a lane
+                _log.exception("Unexpected error in a lane to %s", self._urls[lane.server])
+                connection.close()
+                self._note_failure(attempt, ServerFailed("unexpected error"))
+            else:
+                self._note_answer(attempt, outcomes)
             self._dispatch.lane_idle(lane)
             self._pump()
 
-    def _carry(self, lane: Lane, connection: ServerConnection, batch: list[Message]) -> None:
+    def _send(self, connection: ServerConnection, batch: list[Message]) -> list[Outcome]:
+        """Have a batch stored; an outcome for each message. Raises ServerFailed."""
         left = max(message.deadline for message in batch) - time.monotonic()
         try:
-            outcomes = connection.send_batch(batch, max(0.001, min(self._attempt_timeout, left)))
-        except ServerFailed as failure:
-            self._fail(lane.server, failure, batch)
-            return
+            return connection.send_batch(batch, max(0.001, min(self._attempt_timeout, left)))
         except BatchRefused as refused:
             if len(batch) > 1:  # one of them is to blame; the others must not pay for it
-                for message in batch:
-                    self._carry(lane, connection, [message])
-                return
-            message_id = batch[0].message_id.hex()
-            _log.error("Message %s: %s %s", message_id, self._urls[lane.server], refused)
+                return [
+                    outcome for message in batch for outcome in self._send(connection, [message])
+                ]
+            _log.error("Message %s: a server %s", batch[0].message_id.hex(), refused)
             detail = "The servers do not take what this coordinator takes."
-            outcomes = [Outcome(refused.status, problem="refused-by-server", detail=detail)]
-        except Exception:  # noqa: BLE001 - a bug must cost one attempt, not a lane
-            _log.exception("Unexpected error in a lane to %s", self._urls[lane.server])
-            connection.close()
-            self._fail(lane.server, ServerFailed("unexpected error"), batch)
-            return
-        again = []
-        for message, outcome in zip(batch, outcomes, strict=True):
-            if outcome.status == 503:
-                again.append(message)  # this server cannot just now, another one may
-            elif (answer := self._answers.get(message)) is not None:
-                answer.set(Delivery(outcome, lane.server))
-        if again:
-            self._fail(lane.server, ServerFailed("answered 503 for a message"), again)
+            return [Outcome(refused.status, problem="refused-by-server", detail=detail)]
 
-    def _fail(self, server: str, failure: ServerFailed, batch: list[Message]) -> None:
+    def _note_answer(self, attempt: Attempt, outcomes: list[Outcome]) -> None:
+        finished = []
+        for message, outcome in zip(attempt.batch, outcomes, strict=True):
+            # 503: this server cannot just now, another one may
+            if outcome.status != 503 and self._dispatch.finish(message):
+                finished.append(message)
+                self._answers[message].set(Delivery(outcome, attempt.lane.server))
+        if any(outcome.status == 503 for outcome in outcomes):
+            self._note_failure(attempt, ServerFailed("answered 503 for a message"))
+            return
+        for server in self._dispatch.succeed(attempt, finished, time.monotonic()):
+            _log.warning("Server %s is slow: another one overtook it", self._urls[server])
+
+    def _note_failure(self, attempt: Attempt, failure: ServerFailed) -> None:
+        server = attempt.lane.server
         _log.warning("Server %s failed: %s", self._urls[server], failure)
-        self._dispatch.eject(server, time.monotonic())
-        self._dispatch.put_back([message for message in batch if message in self._answers])
+        self._dispatch.fail(attempt, time.monotonic(), timed_out=failure.timed_out)
 
     def _run_probe(self, server: str) -> None:
         connection = self._connect(server)
         while True:
             gevent.sleep(self._probe_interval)
+            began = time.monotonic()
             try:
                 connection.probe(self._attempt_timeout)
             except ServerFailed as failure:
@@ -154,16 +162,20 @@ class Relay:
                 _log.exception("Unexpected error in the probe of %s", self._urls[server])
                 connection.close()
             else:
-                if self._dispatch.readmit(server):
-                    _log.info("Server %s is healthy again", self._urls[server])
-                    self._pump()
+                self._note_probe(server, time.monotonic() - began)
+
+    def _note_probe(self, server: str, seconds: float) -> None:
+        quick = seconds <= self._dispatch.hedge_delay.seconds
+        if self._dispatch.readmit(server, quick=quick):
+            how = "healthy again" if quick else "back, but slow"
+            _log.info("Server %s is %s", self._urls[server], how)
+            self._pump()
 
     def _look_out(self) -> None:
         while True:
             gevent.sleep(_TICK)
-            for message in self._dispatch.give_up(time.monotonic()):
-                self._tell(message, NoHealthyServer())
-
-    def _tell(self, message: Message, error: DispatchError) -> None:
-        if (answer := self._answers.get(message)) is not None:
-            answer.set_exception(error)
+            now = time.monotonic()
+            if self._dispatch.hedge(now):
+                self._pump()
+            for message in self._dispatch.give_up(now):
+                self._answers[message].set_exception(NoHealthyServer())
