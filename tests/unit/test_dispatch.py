@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
-    multiple,
     precondition,
     rule,
 )
 
 from sealrelay.dispatch import DeadlinePassed, DispatchError, Message, NoHealthyServer, QueueFull
-from sealrelay.dispatch.decisions import Dispatch, Lane
+from sealrelay.dispatch.decisions import (
+    Attempt,
+    Budget,
+    Dispatch,
+    Health,
+    HedgeDelay,
+    Lane,
+    Limits,
+)
 
 PATIENCE = 1.0
+HEDGE = 0.1
 _numbers = itertools.count()
 
 
@@ -31,15 +36,24 @@ def make_message(deadline: float = 10.0, size: int = 100) -> Message:
 
 
 def make_dispatch(
-    *servers: str, max_batch: int = 3, max_waiting: int = 10, max_batch_bytes: int = 1000
+    *servers: str,
+    max_batch: int = 3,
+    max_waiting: int = 10,
+    max_batch_bytes: int = 1000,
+    max_waiting_bytes: int = 100_000,
+    retry_share: float = 0.2,
 ) -> Dispatch:
-    return Dispatch(
-        servers or ("s1", "s2"),
+    limits = Limits(
         max_batch=max_batch,
-        max_waiting=max_waiting,
         max_batch_bytes=max_batch_bytes,
+        max_waiting=max_waiting,
+        max_waiting_bytes=max_waiting_bytes,
         patience=PATIENCE,
+        hedge_floor=HEDGE,
+        hedge_ceiling=HEDGE,
+        retry_share=retry_share,
     )
+    return Dispatch(servers or ("s1", "s2"), limits)
 
 
 def add_lanes(dispatch: Dispatch, *servers: str) -> list[Lane]:
@@ -54,9 +68,21 @@ def enqueue(dispatch: Dispatch, *messages: Message, now: float = 0.0) -> None:
         dispatch.enqueue(message, now)
 
 
-def take(dispatch: Dispatch, now: float = 0.0) -> tuple[Lane, list[Message]] | None:
-    assignment = dispatch.next_assignment(now)
-    return None if assignment is None else (assignment.lane, assignment.batch)
+def take(dispatch: Dispatch, now: float = 0.0) -> Attempt:
+    attempt = dispatch.next_attempt(now)
+    assert attempt is not None
+    return attempt
+
+
+def answer(dispatch: Dispatch, attempt: Attempt, now: float = 0.0) -> list[str]:
+    """The server answers for all of a batch; returns the servers that it overtook."""
+    finished = [message for message in attempt.batch if dispatch.finish(message)]
+    slow = dispatch.succeed(attempt, finished, now)
+    dispatch.lane_idle(attempt.lane)
+    return slow
+
+
+# Who gets what
 
 
 def test_message_goes_to_an_idle_lane_and_the_lane_is_taken() -> None:
@@ -64,17 +90,18 @@ def test_message_goes_to_an_idle_lane_and_the_lane_is_taken() -> None:
     (lane,) = add_lanes(dispatch, "s1")
     first, second = make_message(), make_message()
     enqueue(dispatch, first)
-    assert take(dispatch) == (lane, [first])
+    attempt = take(dispatch)
+    assert (attempt.lane, attempt.batch) == (lane, [first])
     enqueue(dispatch, second)
-    assert take(dispatch) is None
-    dispatch.lane_idle(lane)
-    assert take(dispatch) == (lane, [second])
+    assert dispatch.next_attempt(0.0) is None
+    answer(dispatch, attempt)
+    assert take(dispatch).batch == [second]
 
 
-def test_nothing_is_assigned_when_nothing_waits() -> None:
+def test_nothing_is_sent_when_nothing_waits() -> None:
     dispatch = make_dispatch()
     add_lanes(dispatch, "s1")
-    assert take(dispatch) is None
+    assert dispatch.next_attempt(0.0) is None
 
 
 def test_idle_servers_take_turns() -> None:
@@ -83,10 +110,9 @@ def test_idle_servers_take_turns() -> None:
     served = []
     for _ in range(4):
         enqueue(dispatch, make_message())
-        taken = take(dispatch)
-        assert taken is not None
-        served.append(taken[0].server)
-        dispatch.lane_idle(taken[0])
+        attempt = take(dispatch)
+        served.append(attempt.lane.server)
+        answer(dispatch, attempt)
     assert served == ["s1", "s2", "s1", "s2"]
 
 
@@ -94,10 +120,10 @@ def test_what_waits_goes_as_one_batch_in_its_order() -> None:
     dispatch = make_dispatch()
     messages = [make_message() for _ in range(5)]
     enqueue(dispatch, *messages)
-    one, two = add_lanes(dispatch, "s1", "s2")
-    assert take(dispatch) == (one, messages[:3])
-    assert take(dispatch) == (two, messages[3:])
-    assert take(dispatch) is None
+    add_lanes(dispatch, "s1", "s2")
+    assert take(dispatch).batch == messages[:3]
+    assert take(dispatch).batch == messages[3:]
+    assert dispatch.next_attempt(0.0) is None
 
 
 def test_batch_is_capped_by_bytes_but_takes_at_least_one_message() -> None:
@@ -105,97 +131,105 @@ def test_batch_is_capped_by_bytes_but_takes_at_least_one_message() -> None:
     large, small, next_one = make_message(size=5000), make_message(size=600), make_message(size=500)
     enqueue(dispatch, large, small, next_one)
     add_lanes(dispatch, "s1", "s2", "s1")
-    batches = [take(dispatch), take(dispatch), take(dispatch)]
-    assert [taken and taken[1] for taken in batches] == [[large], [small], [next_one]]
+    assert [take(dispatch).batch for _ in range(3)] == [[large], [small], [next_one]]
 
 
-def test_ejected_server_gets_nothing_until_it_is_readmitted() -> None:
-    dispatch = make_dispatch()
-    one, two = add_lanes(dispatch, "s1", "s2")
-    assert dispatch.eject("s1", 0.0)
-    assert not dispatch.eject("s1", 0.0)
-    assert not dispatch.is_healthy("s1")
-    messages = [make_message(), make_message()]
-    enqueue(dispatch, messages[0])
-    assert take(dispatch) == (two, [messages[0]])
-    enqueue(dispatch, messages[1])
-    assert take(dispatch) is None
-    assert dispatch.readmit("s1")
-    assert not dispatch.readmit("s1")
-    assert take(dispatch) == (one, [messages[1]])
-
-
-def test_failed_batch_goes_to_the_other_server_before_all_others_in_its_order() -> None:
-    dispatch = make_dispatch()
-    one, two = add_lanes(dispatch, "s1", "s2")
-    failed = [make_message() for _ in range(3)]
-    enqueue(dispatch, *failed)
-    assert take(dispatch) == (one, failed)
-    later = make_message()
-    enqueue(dispatch, later)
-    dispatch.eject("s1", 0.0)
-    dispatch.put_back(failed)
-    dispatch.lane_idle(one)
-    assert take(dispatch) == (two, failed)
-    dispatch.lane_idle(two)
-    assert take(dispatch) == (two, [later])
-
-
-def test_expired_message_is_never_assigned() -> None:
+def test_expired_message_is_never_sent() -> None:
     dispatch = make_dispatch(max_batch=10)
     late, alive = [make_message(deadline=1.0) for _ in range(3)], make_message(deadline=2.0)
     enqueue(dispatch, late[0], alive, late[1], late[2])
-    (lane,) = add_lanes(dispatch, "s1")
-    assert take(dispatch, now=1.0) == (lane, [alive])
-    dispatch.lane_idle(lane)
-    assert take(dispatch, now=1.0) is None
+    add_lanes(dispatch, "s1")
+    assert take(dispatch, now=1.0).batch == [alive]
 
 
-def test_withdrawn_message_is_not_assigned() -> None:
+def test_message_that_nobody_waits_for_is_not_sent() -> None:
     dispatch = make_dispatch()
     gone, stays = make_message(), make_message()
     enqueue(dispatch, gone, stays)
-    dispatch.withdraw(gone)
-    dispatch.withdraw(gone)
-    (lane,) = add_lanes(dispatch, "s1")
-    assert take(dispatch) == (lane, [stays])
+    assert dispatch.finish(gone)
+    assert not dispatch.finish(gone)
+    add_lanes(dispatch, "s1")
+    assert take(dispatch).batch == [stays]
+
+
+# How much waits
 
 
 def test_queue_takes_so_many_and_no_more() -> None:
     dispatch = make_dispatch(max_waiting=2)
-    enqueue(dispatch, make_message(), make_message())
+    gone = make_message()
+    enqueue(dispatch, gone, make_message())
     with pytest.raises(QueueFull):
         dispatch.enqueue(make_message(), 0.0)
+    dispatch.finish(gone)
+    enqueue(dispatch, make_message())
     add_lanes(dispatch, "s1")
     take(dispatch)
-    enqueue(dispatch, make_message())
+    enqueue(dispatch, make_message(), make_message())
 
 
-def test_put_back_is_never_refused() -> None:
+def test_queue_takes_so_many_bytes_but_at_least_one_message() -> None:
+    dispatch = make_dispatch(max_waiting_bytes=1000)
+    enqueue(dispatch, make_message(size=5000))
+    with pytest.raises(QueueFull):
+        dispatch.enqueue(make_message(size=1), 0.0)
+
+
+def test_repeat_is_never_refused() -> None:
     """What was taken in once is not dropped, however full the queue is by now."""
     dispatch = make_dispatch(max_waiting=2)
     add_lanes(dispatch, "s1", "s2")
-    failed = [make_message(), make_message()]
-    enqueue(dispatch, *failed)
-    take(dispatch)
     enqueue(dispatch, make_message(), make_message())
-    dispatch.put_back(failed)
-    taken = take(dispatch)
-    assert taken is not None
-    assert taken[1][:2] == failed
+    failed = take(dispatch)
+    enqueue(dispatch, make_message(), make_message())
+    dispatch.fail(failed, 0.0, timed_out=False)
+    assert take(dispatch).batch[:2] == failed.batch
 
 
-def test_those_who_wait_are_told_only_after_patience_without_any_healthy_server() -> None:
+# Failover
+
+
+def test_server_that_is_down_gets_nothing_until_it_is_readmitted() -> None:
     dispatch = make_dispatch()
-    message = make_message()
+    add_lanes(dispatch, "s1", "s2")
+    assert dispatch.eject("s1", 0.0)
+    assert not dispatch.eject("s1", 0.0)
+    assert dispatch.health("s1") is Health.DOWN
+    enqueue(dispatch, make_message())
+    assert take(dispatch).lane.server == "s2"
+    enqueue(dispatch, make_message())
+    assert dispatch.next_attempt(0.0) is None
+    assert dispatch.readmit("s1", quick=True)
+    assert not dispatch.readmit("s1", quick=True)
+    assert take(dispatch).lane.server == "s1"
+
+
+def test_failed_batch_goes_to_the_other_server_before_all_others_in_its_order() -> None:
+    dispatch = make_dispatch()
+    add_lanes(dispatch, "s1", "s2")
+    enqueue(dispatch, *(make_message() for _ in range(3)))
+    failed = take(dispatch)
+    later = make_message()
+    enqueue(dispatch, later)
+    assert dispatch.fail(failed, 0.0, timed_out=False)
+    dispatch.lane_idle(failed.lane)
+    repeat = take(dispatch)
+    assert (repeat.lane.server, repeat.batch) == ("s2", failed.batch)
+    answer(dispatch, repeat)
+    assert take(dispatch).batch == [later]
+
+
+def test_those_who_wait_are_told_only_after_patience_with_every_server_down() -> None:
+    dispatch = make_dispatch()
+    messages = [make_message(), make_message()]
     dispatch.eject("s1", 0.0)
-    enqueue(dispatch, message, now=5.0)  # one server is left, so no clock runs
+    enqueue(dispatch, messages[0], now=5.0)  # one server is left, so no clock runs
     assert dispatch.give_up(5.0) == []
     dispatch.eject("s2", 5.0)
     dispatch.eject("s1", 5.5)  # another failure does not start the clock anew
     assert dispatch.give_up(5.9) == []
-    enqueue(dispatch, make_message(), now=5.9)
-    assert len(dispatch.give_up(6.0)) == 2
+    enqueue(dispatch, messages[1], now=5.9)
+    assert dispatch.give_up(6.0) == messages
     assert dispatch.give_up(6.0) == []
     with pytest.raises(NoHealthyServer):
         dispatch.enqueue(make_message(), 6.0)
@@ -207,10 +241,167 @@ def test_readmission_ends_the_wait() -> None:
     enqueue(dispatch, message)
     dispatch.eject("s1", 0.0)
     dispatch.eject("s2", 0.0)
-    dispatch.readmit("s2")
+    dispatch.readmit("s2", quick=False)
     assert dispatch.give_up(9.0) == []
-    (lane,) = add_lanes(dispatch, "s2")
-    assert take(dispatch, now=9.0) == (lane, [message])
+    add_lanes(dispatch, "s2")
+    assert take(dispatch, now=9.0).batch == [message]
+
+
+# Hedging
+
+
+def test_late_attempt_is_offered_to_another_server_and_the_first_answer_wins() -> None:
+    dispatch = make_dispatch()
+    add_lanes(dispatch, "s1", "s1", "s2")
+    enqueue(dispatch, make_message())
+    frozen = take(dispatch)
+    assert dispatch.hedge(HEDGE - 0.01) == 0
+    assert dispatch.hedge(HEDGE) == 1
+    assert dispatch.hedge(HEDGE) == 0, "offered once"
+    hedge = take(dispatch, HEDGE)
+    assert (hedge.lane.server, hedge.batch) == ("s2", frozen.batch)
+    assert answer(dispatch, hedge, HEDGE + 0.01) == ["s1"]
+    assert dispatch.health("s1") is Health.SLOW
+    assert answer(dispatch, frozen, 8.0) == []
+    assert dispatch.next_attempt(8.0) is None
+
+
+def test_server_that_answers_before_its_hedge_is_not_slow() -> None:
+    dispatch = make_dispatch()
+    add_lanes(dispatch, "s1", "s2")
+    enqueue(dispatch, make_message())
+    first = take(dispatch)
+    dispatch.hedge(HEDGE)
+    hedge = take(dispatch, HEDGE)
+    assert answer(dispatch, first, HEDGE + 0.01) == []
+    assert answer(dispatch, hedge, HEDGE + 0.02) == []
+    assert {dispatch.health(server) for server in ("s1", "s2")} == {Health.HEALTHY}
+
+
+def test_slow_server_gets_nothing_new_while_another_one_is_healthy() -> None:
+    dispatch = make_dispatch()
+    slow = make_slow(dispatch, "s1")
+    enqueue(dispatch, make_message())
+    attempt = take(dispatch, 1.0)
+    assert attempt.lane.server == "s2"
+    enqueue(dispatch, make_message())
+    assert dispatch.next_attempt(1.0) is None
+    # but it may help where the healthy one is late
+    assert dispatch.hedge(1.0 + HEDGE) == 1
+    hedge = take(dispatch, 1.0 + HEDGE)
+    assert (hedge.lane, hedge.batch) == (slow, attempt.batch)
+
+
+def test_slow_servers_serve_when_no_other_is_left() -> None:
+    dispatch = make_dispatch()
+    make_slow(dispatch, "s1")
+    dispatch.eject("s2", 1.0)
+    enqueue(dispatch, make_message())
+    assert take(dispatch, 1.0).lane.server == "s1"
+
+
+def test_slow_probe_does_not_make_a_slow_server_healthy() -> None:
+    dispatch = make_dispatch()
+    make_slow(dispatch, "s1")
+    assert not dispatch.readmit("s1", quick=False)
+    assert dispatch.health("s1") is Health.SLOW
+    assert dispatch.readmit("s1", quick=True)
+    assert dispatch.health("s1") is Health.HEALTHY
+
+
+def test_nothing_is_offered_that_no_other_server_can_take() -> None:
+    dispatch = make_dispatch()
+    add_lanes(dispatch, "s1")
+    enqueue(dispatch, make_message())
+    take(dispatch)
+    dispatch.eject("s2", 0.0)
+    assert dispatch.hedge(HEDGE) == 0
+    dispatch.readmit("s2", quick=True)
+    assert dispatch.hedge(HEDGE) == 1
+
+
+def test_failure_of_a_hedged_attempt_sends_nothing_twice_to_the_same_server() -> None:
+    dispatch = make_dispatch()
+    add_lanes(dispatch, "s1", "s2", "s2")
+    enqueue(dispatch, make_message())
+    frozen = take(dispatch)
+    dispatch.hedge(HEDGE)
+    hedge = take(dispatch, HEDGE)
+    dispatch.fail(frozen, 2.0, timed_out=True)
+    assert dispatch.next_attempt(2.0) is None, "the hedge is under way still"
+    dispatch.fail(hedge, 2.0, timed_out=False)
+    dispatch.readmit("s2", quick=True)
+    assert take(dispatch, 2.0).batch == frozen.batch
+
+
+def make_slow(dispatch: Dispatch, server: str) -> Lane:
+    """Have another server overtake this one; returns a lane of it that is idle."""
+    slow, other = add_lanes(dispatch, server, "s2")
+    enqueue(dispatch, make_message())
+    late = take(dispatch)
+    assert late.lane is slow
+    dispatch.hedge(HEDGE)
+    assert answer(dispatch, take(dispatch, HEDGE), HEDGE) == [server]
+    answer(dispatch, late, HEDGE)
+    assert other.server == "s2"
+    return slow
+
+
+def test_hedge_delay_follows_what_is_usual() -> None:
+    delay = HedgeDelay(floor=0.05, ceiling=1.0)
+    assert delay.seconds == 1.0, "nothing is known yet"
+    for _ in range(100):
+        delay.record(0.002)
+    assert delay.seconds == 0.05
+    for _ in range(500):
+        delay.record(0.1)
+    assert delay.seconds == pytest.approx(0.3)
+    for _ in range(500):
+        delay.record(5.0)
+    assert delay.seconds == 1.0
+
+
+# The budget
+
+
+def test_budget_pays_for_a_share_of_the_messages() -> None:
+    budget = Budget(0.2)
+    while budget.spend():
+        pass
+    for _ in range(100):
+        budget.earn()
+    assert sum(budget.spend() for _ in range(100)) in (19, 20)
+
+
+def test_hedges_and_repeats_after_time_outs_stay_within_the_budget() -> None:
+    dispatch = make_dispatch(max_batch=1, max_waiting=1000, retry_share=0.2)
+    lanes = add_lanes(dispatch, *["s1"] * 200, *["s2"] * 200)
+    enqueue(dispatch, *(make_message(deadline=1e9) for _ in range(200)))
+    attempts = [take(dispatch) for _ in range(200)]
+    assert len(lanes) == 400
+    hedged = dispatch.hedge(HEDGE)
+    assert 40 <= hedged <= 51
+    for attempt in attempts:
+        dispatch.fail(attempt, 2.0, timed_out=True)
+    dispatch.readmit("s1", quick=True)
+    dispatch.readmit("s2", quick=True)
+    repeats = 0
+    while dispatch.next_attempt(2.0) is not None:
+        repeats += 1
+    assert repeats <= 51
+    # what could not be paid for is not lost: new messages pay for it
+    enqueue(dispatch, *(make_message(deadline=1e9) for _ in range(10)))
+    assert dispatch.next_attempt(2.0) is not None
+
+
+def test_repeats_after_a_refused_connection_are_free() -> None:
+    """The server never got the batch, so sending it to another one repeats nothing."""
+    dispatch = make_dispatch(max_batch=1, max_waiting=1000, retry_share=0.0)
+    add_lanes(dispatch, *["s1"] * 50, *["s2"] * 50)
+    enqueue(dispatch, *(make_message() for _ in range(50)))
+    for attempt in [take(dispatch) for _ in range(50)]:
+        dispatch.fail(attempt, 0.0, timed_out=False)
+    assert len([take(dispatch) for _ in range(50)]) == 50
 
 
 @pytest.mark.parametrize("error", [QueueFull, NoHealthyServer, DeadlinePassed])
@@ -219,151 +410,141 @@ def test_each_way_not_to_deliver_is_a_dispatch_error(error: type[Exception]) -> 
 
 
 SERVERS = ("s1", "s2", "s3")
-MAX_BATCH, MAX_BYTES, MAX_WAITING = 3, 250, 6
+MAX_BATCH, MAX_BYTES, MAX_WAITING, SHARE = 3, 250, 6, 0.5
 
 
 class DispatchMachine(RuleBasedStateMachine):
-    """Any sequence of events, beside a model that says what may happen: one queue, in order."""
+    """Any interleaving of arrivals, answers, failures, hedges, probes and time.
 
-    sent = Bundle("sent")
+    What must hold: a message that its sender waits for is somewhere it can be sent from, or on its
+    way; it is answered once, only by an attempt that carried it; no server has it twice at a time;
+    one that is down gets nothing; and repeats stay within the budget.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.dispatch = make_dispatch(
-            *SERVERS, max_batch=MAX_BATCH, max_waiting=MAX_WAITING, max_batch_bytes=MAX_BYTES
+            *SERVERS,
+            max_batch=MAX_BATCH,
+            max_waiting=MAX_WAITING,
+            max_batch_bytes=MAX_BYTES,
+            retry_share=SHARE,
         )
-        self.healthy = dict.fromkeys(SERVERS, True)
-        self.dark_since: float | None = None
-        self.waiting: list[Message] = []
-        self.idle: list[Lane] = []
-        self.away: list[Message] = []
-        """In a batch that a lane carries."""
+        self.messages: list[Message] = []
+        self.open: list[Attempt] = []
+        self.sent: dict[Message, int] = {}
+        self.free_repeats = 0
 
-    @initialize(lanes=st.lists(st.sampled_from(SERVERS), min_size=1, max_size=6))
+    @initialize(lanes=st.lists(st.sampled_from(SERVERS), min_size=2, max_size=8))
     def start(self, lanes: list[str]) -> None:
-        self.idle = add_lanes(self.dispatch, *lanes)
-
-    @property
-    def given_up(self) -> bool:
-        return self.dark_since is not None and self.now - self.dark_since >= PATIENCE
+        add_lanes(self.dispatch, *lanes)
 
     @rule(ttl=st.sampled_from([0.5, 2.0, 100.0]), size=st.integers(60, 300))
-    def enqueue(self, ttl: float, size: int) -> None:
+    def arrive(self, ttl: float, size: int) -> None:
         message = make_message(self.now + ttl, size)
-        living = sum(other.deadline > self.now for other in self.waiting)
+        waiting = sum(other.waiting for other in self.messages)
         try:
             self.dispatch.enqueue(message, self.now)
         except NoHealthyServer:
-            assert self.given_up
+            assert all(self.dispatch.health(server) is Health.DOWN for server in SERVERS)
         except QueueFull:
-            assert not self.given_up
-            assert len(self.waiting) >= MAX_WAITING
+            assert waiting == MAX_WAITING
         else:
-            assert not self.given_up
-            assert living < MAX_WAITING
-            self.waiting.append(message)
-
-    @rule(target=sent)
-    def assign(self) -> object:
-        assignment = self.dispatch.next_assignment(self.now)
-        lane = next((lane for lane in self.idle if self.healthy[lane.server]), None)
-        living = [message for message in self.waiting if message.deadline > self.now]
-        if assignment is None:
-            assert lane is None or not living
-            return multiple()
-        assert assignment.lane is lane
-        self.idle.remove(assignment.lane)
-        batch = assignment.batch
-        assert batch
-        assert batch == living[: len(batch)]
-        assert len(batch) <= MAX_BATCH
-        size = sum(len(message.token) for message in batch)
-        assert size <= MAX_BYTES or len(batch) == 1
-        if len(batch) < min(MAX_BATCH, len(living)):  # no smaller than it has to be
-            assert size + len(living[len(batch)].token) > MAX_BYTES
-        self.waiting = living[len(batch) :]
-        self.away += batch
-        return lane, batch
-
-    @rule(taken=consumes(sent))
-    def answer(self, taken: tuple[Lane, list[Message]]) -> None:
-        self._come_back(taken[0], taken[1], failed=[])
-
-    @rule(taken=consumes(sent), data=st.data())
-    def answer_503_for_some(self, taken: tuple[Lane, list[Message]], data: st.DataObject) -> None:
-        kept = data.draw(st.integers(0, len(taken[1])))
-        self._come_back(taken[0], taken[1], failed=taken[1][kept:])
-
-    def _come_back(self, lane: Lane, batch: list[Message], failed: Sequence[Message]) -> None:
-        self.away = [message for message in self.away if message not in batch]
-        if failed:
-            self.eject(lane.server)
-            self.dispatch.put_back(failed)
-            self.waiting = [*failed, *self.waiting]
-        self.dispatch.lane_idle(lane)
-        self.idle.append(lane)
-
-    @rule(server=st.sampled_from(SERVERS))
-    def eject(self, server: str) -> None:
-        assert self.dispatch.eject(server, self.now) is self.healthy[server]
-        self.healthy[server] = False
-        if not any(self.healthy.values()) and self.dark_since is None:
-            self.dark_since = self.now
-
-    @rule(server=st.sampled_from(SERVERS))
-    def readmit(self, server: str) -> None:
-        assert self.dispatch.readmit(server) is not self.healthy[server]
-        self.healthy[server] = True
-        self.dark_since = None
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def withdraw(self, data: st.DataObject) -> None:
-        message = data.draw(st.sampled_from(self.waiting))
-        self.dispatch.withdraw(message)
-        self.waiting.remove(message)
-
-    @precondition(lambda self: self.away)
-    @rule(data=st.data())
-    def withdraw_what_is_away(self, data: st.DataObject) -> None:
-        self.dispatch.withdraw(data.draw(st.sampled_from(self.away)))
+            assert waiting < MAX_WAITING
+            self.messages.append(message)
 
     @rule()
-    def give_up(self) -> None:
-        stranded = self.dispatch.give_up(self.now)
-        if not self.given_up:
-            assert stranded == []
-            return
-        living = [message for message in self.waiting if message.deadline > self.now]
-        assert [message for message in stranded if message.deadline > self.now] == living
-        self.waiting = []
+    def pump(self) -> None:
+        while (attempt := self.dispatch.next_attempt(self.now)) is not None:
+            server = attempt.lane.server
+            assert self.dispatch.health(server) is not Health.DOWN
+            assert 1 <= len(attempt.batch) <= MAX_BATCH
+            size = sum(len(message.token) for message in attempt.batch)
+            assert size <= MAX_BYTES or len(attempt.batch) == 1
+            for message in attempt.batch:
+                assert not message.done
+                assert message.deadline > self.now
+                assert not any(
+                    message in other.batch and other.lane.server == server for other in self.open
+                )
+                self.sent[message] = self.sent.get(message, 0) + 1
+            self.open.append(attempt)
 
-    @rule(seconds=st.sampled_from([0.1, 0.6, 3.0]))
-    def tick(self, seconds: float) -> None:
+    def _pick(self, data: st.DataObject) -> Attempt:
+        attempt = data.draw(st.sampled_from(self.open))
+        self.open.remove(attempt)
+        return attempt
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        attempt = self._pick(data)
+        before = {message: message.done for message in attempt.batch}
+        finished = [message for message in attempt.batch if self.dispatch.finish(message)]
+        assert finished == [message for message, done in before.items() if not done]
+        for server in self.dispatch.succeed(attempt, finished, self.now):
+            assert server != attempt.lane.server
+        self.dispatch.lane_idle(attempt.lane)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), timed_out=st.booleans())
+    def fail(self, data: st.DataObject, timed_out: bool) -> None:
+        attempt = self._pick(data)
+        if not timed_out:
+            self.free_repeats += len(attempt.batch)
+        self.dispatch.fail(attempt, self.now, timed_out=timed_out)
+        assert self.dispatch.health(attempt.lane.server) is Health.DOWN
+        self.dispatch.lane_idle(attempt.lane)
+
+    @rule(server=st.sampled_from(SERVERS), quick=st.booleans())
+    def probe_succeeds(self, server: str, quick: bool) -> None:
+        self.dispatch.readmit(server, quick=quick)
+        assert self.dispatch.health(server) is not Health.DOWN
+
+    @rule(server=st.sampled_from(SERVERS))
+    def probe_fails(self, server: str) -> None:
+        self.dispatch.eject(server, self.now)
+
+    @rule(seconds=st.sampled_from([0.02, HEDGE, 0.6, 3.0]))
+    def time_passes(self, seconds: float) -> None:
         self.now += seconds
+        self.dispatch.hedge(self.now)
+        for message in self.messages:
+            if message.deadline <= self.now:
+                self.dispatch.finish(message)  # its sender is told 504 and goes
+        for message in self.dispatch.give_up(self.now):
+            assert self.dispatch.finish(message)  # its sender is told 503 and goes
 
     @invariant()
-    def nothing_is_in_two_places(self) -> None:
-        ids = [message.message_id for message in (*self.waiting, *self.away)]
-        assert len(set(ids)) == len(ids)
+    def nobody_is_forgotten(self) -> None:
+        unpaid = self.dispatch._unpaid  # the only place that leaves no mark on the message
+        for message in self.messages:
+            if not message.done:
+                assert message.waiting or message.repeating or message.trying or message in unpaid
 
     @invariant()
-    def health_is_what_was_said(self) -> None:
-        for server in SERVERS:
-            assert self.dispatch.is_healthy(server) is self.healthy[server]
+    def repeats_are_paid_for(self) -> None:
+        repeats = sum(count - 1 for count in self.sent.values())
+        paid = Budget._START + SHARE * len(self.messages)
+        assert repeats <= paid + self.free_repeats
 
     def teardown(self) -> None:
-        """Whatever happened: all that still waits comes out, in order, once servers are well."""
-        living = [message for message in self.waiting if message.deadline > self.now]
+        """Whatever happened: once servers are well, all that is waited for is sent and answered."""
+        for attempt in self.open:
+            self.dispatch.fail(attempt, self.now, timed_out=False)
+            self.dispatch.lane_idle(attempt.lane)
         for server in SERVERS:
-            self.dispatch.readmit(server)
+            self.dispatch.readmit(server, quick=True)
         add_lanes(self.dispatch, "s1")
-        out = []
-        while (assignment := self.dispatch.next_assignment(self.now)) is not None:
-            out += assignment.batch
-            self.dispatch.lane_idle(assignment.lane)
-        assert out == living
+        for _ in range(50):  # new messages earn what repeats cost
+            self.dispatch._budget.earn()
+        while (attempt := self.dispatch.next_attempt(self.now)) is not None:
+            for message in attempt.batch:
+                self.dispatch.finish(message)
+            self.dispatch.succeed(attempt, attempt.batch, self.now)
+            self.dispatch.lane_idle(attempt.lane)
+        assert all(message.done for message in self.messages)
 
 
 TestDispatch = DispatchMachine.TestCase

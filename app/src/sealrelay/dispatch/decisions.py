@@ -263,16 +263,18 @@ class Dispatch:
                 break
             if attempt.hedged:
                 continue
+            attempt.hedged = True
             for message in attempt.batch:
                 if message.done or message.repeating or len(message.trying) > 1:
                     continue
                 if not self._has_alternative(message):
+                    attempt.hedged = False  # there may be one later
                     continue
                 if not self._budget.spend():
+                    attempt.hedged = False
                     return offered
                 self._repeat(message)
                 offered += 1
-            attempt.hedged = True
         return offered
 
     def give_up(self, now: float) -> list[Message]:
