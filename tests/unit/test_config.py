@@ -125,6 +125,8 @@ def test_good_settings_are_read_with_their_defaults(
     assert [address.name for address in c.servers] == ["node1-5001", "node1-5002"]
     assert (c.deadline, c.attempt_timeout, c.probe_interval) == (10.0, 2.0, 0.5)
     assert (c.lanes, c.max_batch, c.max_waiting, c.max_body_bytes) == (4, 64, 10_000, 1_048_576)
+    assert (c.hedge_floor, c.hedge_ceiling, c.retry_share) == (0.05, 0.15, 0.2)
+    assert c.max_waiting_bytes == 64 * 1024 * 1024
     assert load_settings(client, ClientSettings).deadline == 30.0
 
 
@@ -198,6 +200,8 @@ def test_absolute_paths_stay_as_they_are(client: Path, tmp_path: Path) -> None:
         ("coordinator", "[tls]", "deadline = 0\n[tls]", "deadline", "> 0"),
         ("coordinator", "[tls]", "deadline = nan\n[tls]", "deadline", "correct the value"),
         ("coordinator", "[tls]", "lanes = 1000\n[tls]", "lanes", "<= 64"),
+        ("coordinator", "[tls]", "hedge_floor = 0.5\n[tls]", "hedge_floor", "hedge_ceiling"),
+        ("coordinator", "[tls]", "retry_share = 2\n[tls]", "retry_share", "<= 1"),
         ("client", '["https://127.0.0.1:8000"]', "[]", "coordinators", "length >= 1"),
         ("client", '["https://127.0.0.1:8000"]', '"https://x:1"', "coordinators", "array"),
         ("client", "https://127.0.0.1:8000", "127.0.0.1:8000", "coordinators", "https"),

@@ -265,6 +265,11 @@ def _check_values(path: Path, settings: Settings) -> None:
                 raise ConfigError(
                     f"{path}: servers.{key}: two servers have the same {key}; each needs its own"
                 )
+        if settings.hedge_floor > settings.hedge_ceiling:
+            raise ConfigError(
+                f"{path}: hedge_floor: {settings.hedge_floor:g} s is more than hedge_ceiling "
+                f"({settings.hedge_ceiling:g} s); make it less"
+            )
     elif settings.retention <= settings.token_ttl:
         raise ConfigError(
             f"{path}: retention: {settings.retention} s is not longer than token_ttl "
