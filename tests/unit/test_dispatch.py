@@ -116,6 +116,24 @@ def test_idle_servers_take_turns() -> None:
     assert served == ["s1", "s2", "s1", "s2"]
 
 
+def test_servers_take_turns_again_after_one_was_down() -> None:
+    """All of its lanes are idle then, and still it gets every other message, not all."""
+    dispatch = make_dispatch()
+    add_lanes(dispatch, "s1", "s1", "s1", "s2", "s2", "s2")
+    dispatch.eject("s1", 0.0)
+    for _ in range(3):
+        enqueue(dispatch, make_message())
+        answer(dispatch, take(dispatch))
+    dispatch.readmit("s1", quick=True)
+    served = []
+    for _ in range(4):
+        enqueue(dispatch, make_message())
+        attempt = take(dispatch)
+        served.append(attempt.lane.server)
+        answer(dispatch, attempt)
+    assert served == ["s1", "s2", "s1", "s2"]
+
+
 def test_what_waits_goes_as_one_batch_in_its_order() -> None:
     dispatch = make_dispatch()
     messages = [make_message() for _ in range(5)]
@@ -397,9 +415,11 @@ def test_hedges_and_repeats_after_time_outs_stay_within_the_budget() -> None:
 def test_repeats_after_a_refused_connection_are_free() -> None:
     """The server never got the batch, so sending it to another one repeats nothing."""
     dispatch = make_dispatch(max_batch=1, max_waiting=1000, retry_share=0.0)
-    add_lanes(dispatch, *["s1"] * 50, *["s2"] * 50)
+    add_lanes(dispatch, *["s1"] * 50)
     enqueue(dispatch, *(make_message() for _ in range(50)))
-    for attempt in [take(dispatch) for _ in range(50)]:
+    attempts = [take(dispatch) for _ in range(50)]
+    add_lanes(dispatch, *["s2"] * 50)
+    for attempt in attempts:
         dispatch.fail(attempt, 0.0, timed_out=False)
     assert len([take(dispatch) for _ in range(50)]) == 50
 

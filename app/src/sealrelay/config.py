@@ -268,7 +268,7 @@ def _check_values(path: Path, settings: Settings) -> None:
         if settings.hedge_floor > settings.hedge_ceiling:
             raise ConfigError(
                 f"{path}: hedge_floor: {settings.hedge_floor:g} s is more than hedge_ceiling "
-                f"({settings.hedge_ceiling:g} s); make it less"
+                f"({settings.hedge_ceiling:g} s); correct one of them"
             )
     elif settings.retention <= settings.token_ttl:
         raise ConfigError(

@@ -159,7 +159,8 @@ class Dispatch:
         self._unpaid: deque[Message] = deque()  # repeats that the budget does not cover yet
         self._waiting = 0
         self._waiting_bytes = 0
-        self._idle: deque[Lane] = deque()
+        self._idle: dict[str, deque[Lane]] = {server: deque() for server in self._health}
+        self._turns = list(self._health)  # who took a batch last comes last
         self._open: dict[Attempt, None] = {}  # in the order in which they began
         self._budget = Budget(limits.retry_share)
         self._all_down_since: float | None = None
@@ -189,19 +190,20 @@ class Dispatch:
         return news
 
     def lane_idle(self, lane: Lane) -> None:
-        """A lane has nothing to do; lanes take work in the order in which they said so."""
-        self._idle.append(lane)
+        """A lane has nothing to do."""
+        self._idle[lane.server].append(lane)
 
     def next_attempt(self, now: float) -> Attempt | None:
-        """The idle lane whose turn it is, with its batch; None when no lane can take anything."""
+        """A lane of the server whose turn it is, with a batch; None when none can take anything."""
         while self._unpaid and self._budget.spend():
             self._repeat(self._unpaid.popleft())
-        for lane in self._idle:
-            if batch := self._take_batch(lane.server, now):
-                self._idle.remove(lane)
-                attempt = Attempt(lane, batch, began=now)
+        for server in self._turns:
+            if self._idle[server] and (batch := self._take_batch(server, now)):
+                self._turns.remove(server)
+                self._turns.append(server)
+                attempt = Attempt(self._idle[server].popleft(), batch, began=now)
                 for message in batch:
-                    message.trying[lane.server] = attempt
+                    message.trying[server] = attempt
                 self._open[attempt] = None
                 return attempt
         return None
