@@ -551,9 +551,9 @@ class DispatchMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened: once servers are well, all that is waited for is sent and answered."""
-        for attempt in self.open:
-            self.dispatch.fail(attempt, self.now, timed_out=False)
-            self.dispatch.lane_idle(attempt.lane)
+        for lost in self.open:
+            self.dispatch.fail(lost, self.now, timed_out=False)
+            self.dispatch.lane_idle(lost.lane)
         for server in SERVERS:
             self.dispatch.readmit(server, quick=True)
         add_lanes(self.dispatch, "s1")

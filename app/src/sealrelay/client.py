@@ -221,7 +221,7 @@ class Client:
             served_by=response.headers.get("Served-By", ""),
             replayed=response.headers.get("Idempotent-Replayed") == "true",
             tries=tries,
-            seconds=seconds,
+            seconds=round(seconds, 6),
         )
 
 

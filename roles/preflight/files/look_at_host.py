@@ -76,5 +76,16 @@ listening = list_listeners({int(port) for port in sys.argv[1:]})
 holders = [describe_process(pid, listening[inode]) for inode, pid in list_holders(set(listening))]
 holders = [holder for holder in holders if holder]
 known = {holder["port"] for holder in holders}
-holders += [{"port": port, "pid": 0, "name": "", "unit": ""} for port in listening.values() if port not in known]
-print(json.dumps({"listeners": holders, "free_mb": {path: measure_free_space(path) for path in ("/opt", "/var/lib")}}))
+holders += [
+    {"port": port, "pid": 0, "name": "", "unit": ""}
+    for port in listening.values()
+    if port not in known
+]
+print(
+    json.dumps(
+        {
+            "listeners": holders,
+            "free_mb": {path: measure_free_space(path) for path in ("/opt", "/var/lib")},
+        }
+    )
+)

@@ -66,10 +66,15 @@ KEEP = 6
 
 def list_sources(app_dir: Path) -> list[Path]:
     """Return the files that make up the app, in a stable order."""
-    files = [app_dir / name for name in ("pyproject.toml", "requirements.in", "requirements.txt", "README.md")]
+    files = [
+        app_dir / name
+        for name in ("pyproject.toml", "requirements.in", "requirements.txt", "README.md")
+    ]
     files += (app_dir / "src").rglob("*")
     made = re.compile(r"__pycache__|\.egg-info|\.pyc$")
-    return sorted(path for path in files if path.is_file() and not made.search(str(path.relative_to(app_dir))))
+    return sorted(
+        path for path in files if path.is_file() and not made.search(str(path.relative_to(app_dir)))
+    )
 
 
 def digest(*parts: bytes) -> str:
@@ -98,15 +103,27 @@ def list_platforms(machine: str) -> list[str]:
 
 def run_pip(module: AnsibleModule, what: str, *arguments: str) -> None:
     """Run pip on the control node; fail the task with the end of its output."""
-    environment = {"SOURCE_DATE_EPOCH": "315532800", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    environment = {
+        "SOURCE_DATE_EPOCH": "315532800",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+    }
     command = [sys.executable, "-m", "pip", *arguments]
     status, out, errors = module.run_command(command, environ_update=environment)
     if status:
-        lines = [line for line in (out + errors).splitlines() if line.startswith("ERROR")] or errors.splitlines()[-5:]
-        module.fail_json(msg=f"pip could not {what} on the control node: {' '.join(lines)}", cmd=command, rc=status)
+        lines = [
+            line for line in (out + errors).splitlines() if line.startswith("ERROR")
+        ] or errors.splitlines()[-5:]
+        module.fail_json(
+            msg=f"pip could not {what} on the control node: {' '.join(lines)}",
+            cmd=command,
+            rc=status,
+        )
 
 
-def fetch_wheels(module: AnsibleModule, app_dir: Path, folder: Path, python_version: str, machine: str) -> None:
+def fetch_wheels(
+    module: AnsibleModule, app_dir: Path, folder: Path, python_version: str, machine: str
+) -> None:
     """Download the locked requirements into ``folder``, unless that was done before."""
     if folder.is_dir():
         os.utime(folder)
@@ -121,7 +138,11 @@ def fetch_wheels(module: AnsibleModule, app_dir: Path, folder: Path, python_vers
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch, "wheels")
         arguments += ["--dest", str(made), "--requirement", str(app_dir / "requirements.txt")]
-        run_pip(module, f"download the requirements for Python {python_version} on {machine}", *arguments)
+        run_pip(
+            module,
+            f"download the requirements for Python {python_version} on {machine}",
+            *arguments,
+        )
         made.rename(folder)
 
 
@@ -135,7 +156,15 @@ def pack_release(module: AnsibleModule, app_dir: Path, wheels: Path, archive: Pa
             shutil.copyfile(path, copy)
         built = Path(scratch, "app")
         # The control node's own setuptools builds it: pip's isolation would download one, unlocked.
-        arguments = ["wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(built)]
+        arguments = [
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(built),
+        ]
         run_pip(module, "build the app", *arguments, str(sources))
         unfinished = Path(scratch, "release.tar")
         with tarfile.open(unfinished, "w") as tar:
@@ -148,7 +177,9 @@ def pack_release(module: AnsibleModule, app_dir: Path, wheels: Path, archive: Pa
 
 def remove_old(folder: Path, keep: int) -> None:
     """Keep the ``keep`` files or folders of ``folder`` that were used last."""
-    for path in sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True)[keep:]:
+    for path in sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True)[
+        keep:
+    ]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -174,7 +205,7 @@ def main() -> None:
 
     for folder in (archive.parent, wheelhouse / "wheels"):
         folder.mkdir(parents=True, exist_ok=True)
-    with open(wheelhouse / "lock", "w") as lock:
+    with (wheelhouse / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if archive.is_file():
             os.utime(archive)
