@@ -4,6 +4,10 @@
 # The system tools live in sbin, which a user's PATH may lack.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
+# A locale that every system has: Ansible refuses to start with one that is not installed,
+# as ssh may have brought it along.
+export LC_ALL=C.UTF-8
+
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
 die() {
@@ -28,7 +32,7 @@ become_root() {
   ((EUID == 0)) && return
   command -v sudo >/dev/null || die "must run as root (sudo is not installed)"
   local keep=() name
-  for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+  for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY LAB_BOOT_TIMEOUT; do
     [[ -z ${!name:-} ]] || keep+=("$name=${!name}")
   done
   exec sudo -- env "${keep[@]}" "$(readlink -f "$0")" "$@"

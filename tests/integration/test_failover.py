@@ -15,6 +15,7 @@ import pytest
 
 from sealrelay.client import Client
 from sealrelay.errors import Unreachable
+from tests.conftest import Deployments
 from tests.integration.test_messages import assert_problem, post, seal
 from tests.support.deployment import PATIENCE, Deployment, Service, free_port, wait_until
 from tests.support.senders import Senders
@@ -100,6 +101,33 @@ def test_frozen_server_costs_no_message_and_is_used_again_when_it_goes_on(
         wait_until(lambda: healthy in log_since(failing.coordinator, mark), healthy)
         senders.await_more(by=server.name)
     senders.assert_all_stored()
+
+
+def test_message_for_a_frozen_server_is_hedged_and_waits_for_no_time_out(
+    deployments: Deployments,
+) -> None:
+    """One attempt may take as long as the whole test may, so only a hedge gets messages through."""
+    deployment = deployments.make()
+    deployment.coordinator = deployment.make_coordinator(
+        "patient", attempt_timeout=2 * PATIENCE, deadline=2 * PATIENCE
+    )
+    for name in ("client1", "client2"):
+        deployment.write_client(deployment.client_config(name).parent, name)
+    deployment.start()
+    server, other = deployment.servers
+    with Senders(deployment) as senders:
+        with locked_store(deployment):
+            server.pause()
+        slow = f"Server {server.url} is slow: another one overtook it"
+        wait_until(lambda: slow in deployment.coordinator.log, slow)
+        senders.await_more(20, by=other.name)
+        server.resume()
+        healthy = f"Server {server.url} is healthy again"
+        wait_until(lambda: healthy in deployment.coordinator.log, healthy)
+        senders.await_more(by=server.name)
+    senders.assert_all_stored()
+    assert senders.retries == [], "no client had to try again"
+    assert "no answer within" not in deployment.coordinator.log
 
 
 def test_store_that_answers_nobody_costs_no_message(failing: Deployment) -> None:
