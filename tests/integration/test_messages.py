@@ -126,9 +126,10 @@ def test_same_token_again_is_acknowledged_and_stored_once(
     assert {answer.headers["Message-Id"] for answer in answers} == {token.message_id.hex()}
     replayed = [answer.headers.get("Idempotent-Replayed") for answer in answers]
     assert replayed == [None] + ["true"] * 7
-    assert {answer.headers["Served-By"] for answer in answers} == {"server1", "server2"}
+    # whichever server answers says which one stored it
+    assert len({answer.headers["Served-By"] for answer in answers}) == 1
+    assert all(f"Replayed message {token.message_id.hex()}" in s.log for s in deployment.servers)
     assert deployment.stored_ids().count(token.message_id.hex()) == 1
-    assert any(f"Replayed message {token.message_id.hex()}" in s.log for s in deployment.servers)
 
 
 def test_same_token_twenty_times_at_once_is_stored_once(deployment: Deployment) -> None:

@@ -50,6 +50,11 @@ def free_port() -> int:
             return port
 
 
+def _state_of(stat: Path) -> str:
+    """The state of a process or thread, see proc(5)."""
+    return stat.read_text().rpartition(")")[2].split()[0]
+
+
 class Service:
     """One service process, its settings file and its log."""
 
@@ -136,8 +141,14 @@ class Service:
         self._process.terminate()
 
     def pause(self) -> None:
+        """Freeze all of the service; returns when every thread of it stands still."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGSTOP)
+        pids = [self._process.pid, *self.workers]
+        tasks = [task for pid in pids for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+        wait_until(
+            lambda: all(_state_of(task) == "T" for task in tasks), "the service stands still"
+        )
 
     def resume(self) -> None:
         assert self._process is not None

@@ -124,7 +124,7 @@ def test_servers_take_turns_again_after_one_was_down() -> None:
     for _ in range(3):
         enqueue(dispatch, make_message())
         answer(dispatch, take(dispatch))
-    dispatch.readmit("s1", quick=True)
+    dispatch.readmit("s1", 0.0, quick=True)
     served = []
     for _ in range(4):
         enqueue(dispatch, make_message())
@@ -217,8 +217,8 @@ def test_server_that_is_down_gets_nothing_until_it_is_readmitted() -> None:
     assert take(dispatch).lane.server == "s2"
     enqueue(dispatch, make_message())
     assert dispatch.next_attempt(0.0) is None
-    assert dispatch.readmit("s1", quick=True)
-    assert not dispatch.readmit("s1", quick=True)
+    assert dispatch.readmit("s1", 0.0, quick=True)
+    assert not dispatch.readmit("s1", 0.0, quick=True)
     assert take(dispatch).lane.server == "s1"
 
 
@@ -229,7 +229,8 @@ def test_failed_batch_goes_to_the_other_server_before_all_others_in_its_order() 
     failed = take(dispatch)
     later = make_message()
     enqueue(dispatch, later)
-    assert dispatch.fail(failed, 0.0, timed_out=False)
+    dispatch.fail(failed, 0.0, timed_out=False)
+    assert dispatch.health("s1") is Health.DOWN
     dispatch.lane_idle(failed.lane)
     repeat = take(dispatch)
     assert (repeat.lane.server, repeat.batch) == ("s2", failed.batch)
@@ -259,7 +260,7 @@ def test_readmission_ends_the_wait() -> None:
     enqueue(dispatch, message)
     dispatch.eject("s1", 0.0)
     dispatch.eject("s2", 0.0)
-    dispatch.readmit("s2", quick=False)
+    dispatch.readmit("s2", 0.0, quick=False)
     assert dispatch.give_up(9.0) == []
     add_lanes(dispatch, "s2")
     assert take(dispatch, now=9.0).batch == [message]
@@ -321,9 +322,9 @@ def test_slow_servers_serve_when_no_other_is_left() -> None:
 def test_slow_probe_does_not_make_a_slow_server_healthy() -> None:
     dispatch = make_dispatch()
     make_slow(dispatch, "s1")
-    assert not dispatch.readmit("s1", quick=False)
+    assert not dispatch.readmit("s1", 0.0, quick=False)
     assert dispatch.health("s1") is Health.SLOW
-    assert dispatch.readmit("s1", quick=True)
+    assert dispatch.readmit("s1", 0.0, quick=True)
     assert dispatch.health("s1") is Health.HEALTHY
 
 
@@ -334,7 +335,7 @@ def test_nothing_is_offered_that_no_other_server_can_take() -> None:
     take(dispatch)
     dispatch.eject("s2", 0.0)
     assert dispatch.hedge(HEDGE) == 0
-    dispatch.readmit("s2", quick=True)
+    dispatch.readmit("s2", 0.0, quick=True)
     assert dispatch.hedge(HEDGE) == 1
 
 
@@ -348,7 +349,7 @@ def test_failure_of_a_hedged_attempt_sends_nothing_twice_to_the_same_server() ->
     dispatch.fail(frozen, 2.0, timed_out=True)
     assert dispatch.next_attempt(2.0) is None, "the hedge is under way still"
     dispatch.fail(hedge, 2.0, timed_out=False)
-    dispatch.readmit("s2", quick=True)
+    dispatch.readmit("s2", 0.0, quick=True)
     assert take(dispatch, 2.0).batch == frozen.batch
 
 
@@ -401,15 +402,54 @@ def test_hedges_and_repeats_after_time_outs_stay_within_the_budget() -> None:
     assert 40 <= hedged <= 51
     for attempt in attempts:
         dispatch.fail(attempt, 2.0, timed_out=True)
-    dispatch.readmit("s1", quick=True)
-    dispatch.readmit("s2", quick=True)
+    dispatch.readmit("s1", 0.0, quick=True)
+    dispatch.readmit("s2", 0.0, quick=True)
     repeats = 0
     while dispatch.next_attempt(2.0) is not None:
         repeats += 1
     assert repeats <= 51
-    # what could not be paid for is not lost: new messages pay for it
+    # what could not be paid for is not lost: new messages pay for it, and so does time
+    assert dispatch.has_unpaid_repeats
     enqueue(dispatch, *(make_message(deadline=1e9) for _ in range(10)))
-    assert dispatch.next_attempt(2.0) is not None
+    sent = 0
+    while dispatch.next_attempt(2.0) is not None:
+        sent += 1
+    assert sent > 10
+    sent = 0
+    for second in range(3, 60):
+        while dispatch.next_attempt(float(second)) is not None:
+            sent += 1
+    assert sent > 100
+    assert not dispatch.has_unpaid_repeats
+
+
+def test_nobody_pays_for_what_nobody_waits_for() -> None:
+    dispatch = make_dispatch(max_batch=1, max_waiting=1000, retry_share=0.0)
+    add_lanes(dispatch, *["s1"] * 60, *["s2"] * 60)
+    messages = [make_message(deadline=1e9) for _ in range(60)]
+    enqueue(dispatch, *messages)
+    for attempt in [take(dispatch) for _ in range(60)]:
+        dispatch.fail(attempt, 2.0, timed_out=True)
+    for message in messages:
+        dispatch.finish(message)
+    dispatch.readmit("s1", 2.0, quick=True)
+    assert dispatch.next_attempt(2.0) is None
+    assert not dispatch.has_unpaid_repeats
+
+
+def test_late_failure_says_nothing_of_a_server_that_was_let_in_since() -> None:
+    dispatch = make_dispatch()
+    add_lanes(dispatch, "s1", "s1")
+    enqueue(dispatch, make_message())
+    old = take(dispatch)
+    dispatch.eject("s1", 1.0)
+    dispatch.readmit("s1", 1.5, quick=True)
+    dispatch.fail(old, 2.0, timed_out=True)
+    assert dispatch.health("s1") is Health.HEALTHY
+    repeat = take(dispatch, 2.0)
+    assert repeat.batch == old.batch
+    dispatch.fail(repeat, 4.0, timed_out=True)
+    assert dispatch.health("s1") is Health.DOWN
 
 
 def test_repeats_after_a_refused_connection_are_free() -> None:
@@ -455,6 +495,7 @@ class DispatchMachine(RuleBasedStateMachine):
         self.open: list[Attempt] = []
         self.sent: dict[Message, int] = {}
         self.free_repeats = 0
+        self.admitted = dict.fromkeys(SERVERS, -1.0)
 
     @initialize(lanes=st.lists(st.sampled_from(SERVERS), min_size=2, max_size=8))
     def start(self, lanes: list[str]) -> None:
@@ -513,13 +554,18 @@ class DispatchMachine(RuleBasedStateMachine):
         attempt = self._pick(data)
         if not timed_out:
             self.free_repeats += len(attempt.batch)
+        server = attempt.lane.server
+        before = self.dispatch.health(server)
         self.dispatch.fail(attempt, self.now, timed_out=timed_out)
-        assert self.dispatch.health(attempt.lane.server) is Health.DOWN
+        of_now = attempt.began >= self.admitted[server]
+        assert self.dispatch.health(server) is (Health.DOWN if of_now else before)
         self.dispatch.lane_idle(attempt.lane)
 
     @rule(server=st.sampled_from(SERVERS), quick=st.booleans())
     def probe_succeeds(self, server: str, quick: bool) -> None:
-        self.dispatch.readmit(server, quick=quick)
+        if self.dispatch.health(server) is Health.DOWN:
+            self.admitted[server] = self.now
+        self.dispatch.readmit(server, self.now, quick=quick)
         assert self.dispatch.health(server) is not Health.DOWN
 
     @rule(server=st.sampled_from(SERVERS))
@@ -546,7 +592,7 @@ class DispatchMachine(RuleBasedStateMachine):
     @invariant()
     def repeats_are_paid_for(self) -> None:
         repeats = sum(count - 1 for count in self.sent.values())
-        paid = Budget._START + SHARE * len(self.messages)
+        paid = Budget._START + SHARE * len(self.messages) + Budget.PER_SECOND * self.now
         assert repeats <= paid + self.free_repeats
 
     def teardown(self) -> None:
@@ -555,7 +601,7 @@ class DispatchMachine(RuleBasedStateMachine):
             self.dispatch.fail(lost, self.now, timed_out=False)
             self.dispatch.lane_idle(lost.lane)
         for server in SERVERS:
-            self.dispatch.readmit(server, quick=True)
+            self.dispatch.readmit(server, self.now, quick=True)
         add_lanes(self.dispatch, "s1")
         for _ in range(50):  # new messages earn what repeats cost
             self.dispatch._budget.earn()

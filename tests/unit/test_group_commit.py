@@ -76,14 +76,14 @@ def _value_of(greenlet: gevent.Greenlet[..., T]) -> T:
 
 
 def test_single_add_is_committed_at_once(writer: GroupCommit, commits: Commits) -> None:
-    assert writer.add([make_record(1)]) == [Stored(replayed=False)]
+    assert writer.add([make_record(1)]) == [Stored(replayed=False, server="server1")]
     assert commits.sizes == [1]
     assert writer.run(SqlStore.count) == 1
 
 
 def test_adds_that_wait_together_share_a_commit(writer: GroupCommit, commits: Commits) -> None:
     answers = _add_at_once(writer, [[make_record(number)] for number in range(40)])
-    assert answers == [[Stored(replayed=False)]] * 40
+    assert answers == [[Stored(replayed=False, server="server1")]] * 40
     assert sum(commits.sizes) == 40
     assert len(commits.sizes) <= 4
     assert writer.run(SqlStore.count) == 40
@@ -103,7 +103,7 @@ def test_each_is_told_of_its_own_records(writer: GroupCommit, commits: Commits) 
         writer,
         [[make_record(1), make_record(2)], [make_record(3)], [make_record(3), make_record(4)], []],
     )
-    new, old = Stored(replayed=False), Stored(replayed=True)
+    new, old = Stored(replayed=False, server="server1"), Stored(replayed=True, server="server1")
     assert answers == [[new, old], [new], [old, new], []]
 
 
@@ -124,7 +124,7 @@ def test_greenlets_run_while_a_commit_is_synced(writer: GroupCommit, commits: Co
     gevent.sleep(0.01)
     assert not adding.dead
     others_ran.set()
-    assert _value_of(adding) == [Stored(replayed=False)]
+    assert _value_of(adding) == [Stored(replayed=False, server="server1")]
 
 
 def test_error_reaches_all_of_its_group_and_nobody_after(
@@ -139,7 +139,7 @@ def test_error_reaches_all_of_its_group_and_nobody_after(
     other.execute("ROLLBACK")
     other.close()
     assert _add_at_once(writer, [[make_record(number)] for number in range(5)]) == (
-        [[Stored(replayed=False)]] * 5
+        [[Stored(replayed=False, server="server1")]] * 5
     )
 
 
@@ -171,7 +171,7 @@ def test_group_after_a_failed_one_is_stored(writer: GroupCommit, commits: Commit
     gevent.sleep(0.01)
     gathered.set()
     assert isinstance(_value_of(first)[0], StoreError)
-    assert _value_of(second) == [[Stored(replayed=False)]] * 2
+    assert _value_of(second) == [[Stored(replayed=False, server="server1")]] * 2
     assert commits.sizes == [1, 2]
     assert writer.run(SqlStore.count) == 2
 
@@ -186,4 +186,4 @@ def test_unexpected_error_is_told_too_and_leaves_the_writer_working(
     with pytest.raises(ZeroDivisionError):
         writer.add([make_record(1)])
     commits.before = lambda records: None
-    assert writer.add([make_record(1)]) == [Stored(replayed=False)]
+    assert writer.add([make_record(1)]) == [Stored(replayed=False, server="server1")]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from sealrelay.store import Record, SqlStore, StoreError, StoreFull, open_store
+from sealrelay.store import Record, SqlStore, Stored, StoreError, StoreFull, open_store
 
 
 def make_record(number: int, client: str = "client1", size: int = 100) -> Record:
@@ -63,7 +63,7 @@ def test_same_id_is_stored_once(store: SqlStore) -> None:
     first = make_record(1)
     store.add([first])
     again = Record(first.message_id, "client2", "other", 1, 2, "server2")
-    assert [answer.replayed for answer in store.add([again])] == [True]
+    assert store.add([again]) == [Stored(replayed=True, server="server1")]
     assert store.count() == 1
     assert store.get(first.message_id) == first
 

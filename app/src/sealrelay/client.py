@@ -10,8 +10,10 @@ is tried again, over every coordinator given, until the deadline.
 from __future__ import annotations
 
 import random
+import re
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,9 @@ from sealrelay.tls import describe_tls_error, make_client_context, peer_identity
 
 _CONNECT_TIMEOUT = 3.0
 _ANSWER_TIMEOUT = 12.0
-"""Seconds; somewhat more than a coordinator's own deadline, so that its answer is heard."""
+"""Seconds; somewhat more than a coordinator's usual deadline, so that its answer is heard."""
+_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")
+"""OpenSSL's names of the alerts with which a peer refuses a certificate (RFC 8446, section 6.2)."""
 _PAUSE = (0.05, 1.0)
 """Seconds between rounds over all coordinators: the first pause, and the longest."""
 
@@ -72,6 +76,7 @@ class Client:
     ) -> None:
         """``on_retry`` hears, in one line each, of tries that failed and will be repeated."""
         self._settings = settings
+        self._urls = deque(settings.coordinators)
         self._keyring = keyring
         self._on_retry = on_retry
         self._session = requests.Session()
@@ -114,20 +119,23 @@ class Client:
         while True:
             wait = 0.0
             refused: list[CertificateRefused] = []
-            for url in self._settings.coordinators:
+            for url in list(self._urls):
                 tries += 1
                 try:
                     response = self._post(url, token, deadline)
                     return self._receipt(url, response, token, tries, time.monotonic() - began)
                 except CertificateRefused as error:
                     refused.append(error)
+                    last = str(error)
                 except _TryAgain as error:
                     wait = max(wait, error.wait)
                     last = f"{url}: {error}"
                     if time.monotonic() >= deadline:
                         raise Unreachable(self._summary(last, tries)) from None
+                if len(self._urls) > 1 or not refused:
                     self._on_retry(f"try {tries}: {last}")
-            if len(refused) == len(self._settings.coordinators):
+                self._urls.rotate(-1)  # the next message begins with the one that answers
+            if len(refused) == len(self._urls):
                 raise refused[0]
             wait = max(wait, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
             if time.monotonic() + wait >= deadline:
@@ -179,7 +187,7 @@ class Client:
             return CertificateRefused(
                 f"{url}: the coordinator's certificate is refused: {describe_tls_error(cause)}"
             )
-        if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
+        if isinstance(cause, ssl.SSLError) and _REFUSAL.search(cause.reason or ""):
             return CertificateRefused(
                 f"{url}: the coordinator refuses this client's certificate: "
                 f"{describe_tls_error(cause)}"

@@ -26,7 +26,7 @@ from sealrelay.identity import (
     Role,
     identify_certificate,
 )
-from sealrelay.seal import Keyring, KeyringError, parse_keyring
+from sealrelay.seal import MAX_CLOCK_SKEW, Keyring, KeyringError, parse_keyring
 from sealrelay.tls import KeyLocked, TlsFiles, make_client_context
 
 # \Z, since $ would let a line end through
@@ -270,10 +270,11 @@ def _check_values(path: Path, settings: Settings) -> None:
                 f"{path}: hedge_floor: {settings.hedge_floor:g} s is more than hedge_ceiling "
                 f"({settings.hedge_ceiling:g} s); correct one of them"
             )
-    elif settings.retention <= settings.token_ttl:
+    elif settings.retention <= settings.token_ttl + MAX_CLOCK_SKEW:
         raise ConfigError(
             f"{path}: retention: {settings.retention} s is not longer than token_ttl "
-            f"({settings.token_ttl} s), so a token could be stored twice; make it longer"
+            f"({settings.token_ttl} s) and a clock's skew ({MAX_CLOCK_SKEW} s), so a token could "
+            f"be stored twice; make it longer"
         )
 
 

@@ -65,13 +65,11 @@ def create_app(settings: CoordinatorSettings, started: float) -> Flask:
 
     @app.post("/api/data", provide_automatic_options=False)
     def take_data() -> Response:
-        began = time.monotonic()
         token = read_token(read_body(DataRequest, settings.max_body_bytes).data)
-        message = Message(
-            token.message_id, g.peer.name, token.text, deadline=began + settings.deadline
-        )
+        deadline = time.monotonic() + settings.deadline
+        message = Message(token.message_id, g.peer.name, token.text, deadline)
         try:
-            delivery = relay.deliver(message)
+            outcome = relay.deliver(message)
         except NoHealthyServer:
             raise Problem(
                 503, "no-healthy-server", "No server is healthy just now.", retry_after=1
@@ -84,9 +82,9 @@ def create_app(settings: CoordinatorSettings, started: float) -> Flask:
             raise Problem(
                 504, "deadline-passed", f"No server answered within {settings.deadline:g} s."
             ) from None
-        response = answer_client(delivery.outcome, token, delivery.server)
+        response = answer_client(outcome, token)
         _log.info(
-            "Message %s from %s stored by %s", token.message_id.hex(), g.peer.name, delivery.server
+            "Message %s from %s stored by %s", token.message_id.hex(), g.peer.name, outcome.server
         )
         return response
 

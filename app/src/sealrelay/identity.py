@@ -106,7 +106,12 @@ def identify_certificate(der: bytes) -> Identity:
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     except x509.ExtensionNotFound:
         raise IdentityRefused("the certificate has no URI SAN") from None
-    except ValueError:
+    except (
+        ValueError,
+        x509.DuplicateExtension,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ):
         raise IdentityRefused("the certificate cannot be read") from None
     if len(uris) != 1:
         raise IdentityRefused(f"the certificate has {len(uris)} URI SANs instead of one")

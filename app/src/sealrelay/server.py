@@ -131,7 +131,7 @@ class Intake:
                 record.message_id.hex(),
                 record.client,
             )
-        return [Outcome(200, replayed=result.replayed) for result in stored]
+        return [Outcome(200, replayed=result.replayed, server=result.server) for result in stored]
 
 
 def create_app(settings: ServerSettings, started: float) -> Flask:
@@ -155,7 +155,7 @@ def create_app(settings: ServerSettings, started: float) -> Flask:
         data = read_body(DataRequest, settings.max_body_bytes).data
         token = read_token(data)
         (outcome,) = intake.take([BatchMessage(client.name, data)])
-        return answer_client(outcome, token, settings.name)
+        return answer_client(outcome, token)
 
     return app
 

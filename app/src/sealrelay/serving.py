@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,11 @@ _log = logging.getLogger("sealrelay.tls")
 
 _HANDSHAKE_DEADLINE = 5.0
 _KEEP_ALIVE = 75
+_CONNECTIONS = 10_000
+"""Connections to one worker; as many messages may wait in a coordinator's."""
+_IDLE = 0.5
+"""Seconds without a request after which a stopping worker closes a connection. One that was just
+opened, or is in the middle of a request's head, gets its answer."""
 _GRACE = 15
 """Seconds for requests under way when a server stops."""
 
@@ -81,6 +87,7 @@ class _Service(BaseApplication):
             "keyfile": settings.tls.key,
             "ssl_context": self._make_handshaker,
             "keepalive": _KEEP_ALIVE,
+            "worker_connections": _CONNECTIONS,
             "graceful_timeout": _grace(settings),
             "timeout": 30,
             "control_socket_disable": True,
@@ -113,7 +120,7 @@ class RelayWorker(GeventWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._idle: dict[greenlet, gevent.Timeout] = {}
+        self._idle: dict[greenlet, tuple[gevent.Timeout, float]] = {}
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         if _shake_hands(client, addr[0]):
@@ -128,7 +135,7 @@ class RelayWorker(GeventWorker):
         """Around the wait for the next request of a kept-alive connection."""
         connection = gevent.getcurrent()
         timer = gevent.Timeout.start_new(self.cfg.keepalive)
-        self._idle[connection] = timer
+        self._idle[connection] = (timer, time.monotonic())
         try:
             yield
         except gevent.Timeout as expired:
@@ -151,7 +158,8 @@ class RelayWorker(GeventWorker):
     def _close_if_idle(self, connection: greenlet) -> None:
         # Runs in the hub, so the connection's greenlet is waiting; where it waits for its next
         # request, it takes the timer as its own. Anywhere else it would break a request.
-        if (timer := self._idle.get(connection)) is not None:
+        timer, since = self._idle.get(connection, (None, 0.0))
+        if timer is not None and time.monotonic() - since > _IDLE:
             connection.throw(timer)
 
 
@@ -187,11 +195,10 @@ def _shake_hands(client: ssl.SSLSocket, peer: str) -> bool:
 def _let_read_alert(client: ssl.SSLSocket) -> None:
     """Let a refused peer read why: closing with unread data would reset the connection."""
     try:
-        client.settimeout(1.0)
         client.shutdown(socket.SHUT_WR)
-        for _ in range(16):
-            if not client.recv(4096):
-                break
+        with gevent.Timeout(1.0, TimeoutError()):
+            while client.recv(4096):
+                pass
     except OSError:
         pass
 

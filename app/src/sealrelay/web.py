@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import flask
+import gevent
 import msgspec
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
@@ -27,6 +28,9 @@ _log = logging.getLogger("sealrelay.web")
 _DRAIN_LIMIT = 8 * 1024 * 1024
 """Bytes of a refused body that are read all the same, so that its sender gets to see the refusal:
 closing with unread data resets the connection, and a reset can overtake the answer."""
+
+_BODY_DEADLINE = 20.0
+"""Seconds for a body to arrive: who vanishes in the middle of one must not hold on to a place."""
 
 T = TypeVar("T")
 
@@ -54,6 +58,8 @@ class Problem(Exception):
         response = Response(
             msgspec.json.encode(document), self.status, mimetype="application/problem+json"
         )
+        if self.status == 408:
+            response.headers["Connection"] = "close"  # where the next request begins is unknown
         if self.retry_after is not None:
             response.headers["Retry-After"] = str(self.retry_after)
         return response
@@ -141,7 +147,8 @@ def read_body(kind: type[T], limit: int) -> T:
         )
     if request.mimetype != "application/json":
         raise _refused_body(415, "unsupported-type", "Send the body as application/json.")
-    body = request.get_data(cache=False)
+    with _body_deadline():
+        body = request.get_data(cache=False)
     if len(body) != length:
         raise Problem(400, "malformed", "The body ended before its Content-Length.")
     try:
@@ -160,14 +167,14 @@ def read_token(data: str) -> Token:
         raise Problem(400, "malformed", f"Not a sealed message: {error}.") from None
 
 
-def answer_client(outcome: Outcome, token: Token, served_by: str) -> Response:
+def answer_client(outcome: Outcome, token: Token) -> Response:
     """What a client is told of its message. Raises Problem for every outcome but 200."""
     if outcome.status != 200:
         retry_after = 1 if outcome.status in (503, 507) else None
         raise Problem(outcome.status, outcome.problem, outcome.detail, retry_after=retry_after)
     response = json_response({"result": "ok"})
     response.headers["Message-Id"] = token.message_id.hex()
-    response.headers["Served-By"] = served_by
+    response.headers["Served-By"] = outcome.server
     if outcome.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return response
@@ -186,9 +193,16 @@ def _identify_peer() -> Identity:
 
 def _refused_body(status: int, name: str, detail: str) -> Problem:
     left = _DRAIN_LIMIT
-    while left > 0 and (chunk := request.stream.read(min(left, 65536))):
-        left -= len(chunk)
+    with _body_deadline():
+        while left > 0 and (chunk := request.stream.read(min(left, 65536))):
+            left -= len(chunk)
     return Problem(status, name, detail)
+
+
+def _body_deadline() -> gevent.Timeout:
+    return gevent.Timeout(
+        _BODY_DEADLINE, Problem(408, "too-slow", "The body did not arrive in time.")
+    )
 
 
 def _http_problem(error: HTTPException) -> flask.typing.ResponseReturnValue:

@@ -33,6 +33,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
     status: int
     replayed: bool = False
+    server: str = ""
+    """The server that stored it, now or before."""
     problem: str = ""
     """The problem's name, such as ``token-refused``; empty for status 200."""
     detail: str = ""

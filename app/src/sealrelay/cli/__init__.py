@@ -19,7 +19,7 @@ Exit codes:
   4  a certificate, or the role it names, was refused
   5  token refused: other payload keys, altered, too old or from the future
   6  message refused: malformed or too large
-  7  an input file cannot be read
+  7  an input file cannot be read, or no such message is stored
   8  wrong settings, or a file that they name
   9  the running service is older than what is installed (probe --current)
 """

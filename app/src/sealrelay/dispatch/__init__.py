@@ -11,11 +11,10 @@ from sealrelay.dispatch.decisions import (
     NoHealthyServer,
     QueueFull,
 )
-from sealrelay.dispatch.relay import Delivery, Relay
+from sealrelay.dispatch.relay import Relay
 
 __all__ = [
     "DeadlinePassed",
-    "Delivery",
     "DispatchError",
     "Message",
     "NoHealthyServer",

@@ -13,6 +13,7 @@ message id is stored once.
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -106,6 +107,8 @@ class Budget:
 
     _LIMIT = 100.0
     _START = 10.0
+    PER_SECOND = 10.0
+    """Re-sends that are earned where there is little traffic, or none."""
 
     def __init__(self, share: float) -> None:
         self._share = share
@@ -114,6 +117,10 @@ class Budget:
     def earn(self) -> None:
         """A new message came in."""
         self._left = min(self._LIMIT, self._left + self._share)
+
+    def earn_by_time(self, seconds: float) -> None:
+        """Repeats that nothing has paid for have waited so long."""
+        self._left = min(self._LIMIT, self._left + self.PER_SECOND * seconds)
 
     def spend(self) -> bool:
         """Pay for one re-send, if there is enough."""
@@ -163,6 +170,8 @@ class Dispatch:
         self._turns = list(self._health)  # who took a batch last comes last
         self._open: dict[Attempt, None] = {}  # in the order in which they began
         self._budget = Budget(limits.retry_share)
+        self._unpaid_since = 0.0
+        self._admitted = dict.fromkeys(self._health, -math.inf)  # when each was let in last
         self._all_down_since: float | None = None
         self.hedge_delay = HedgeDelay(limits.hedge_floor, limits.hedge_ceiling)
 
@@ -195,8 +204,7 @@ class Dispatch:
 
     def next_attempt(self, now: float) -> Attempt | None:
         """A lane of the server whose turn it is, with a batch; None when none can take anything."""
-        while self._unpaid and self._budget.spend():
-            self._repeat(self._unpaid.popleft())
+        self._pay_repeats(now)
         for server in self._turns:
             if self._idle[server] and (batch := self._take_batch(server, now)):
                 self._turns.remove(server)
@@ -209,10 +217,9 @@ class Dispatch:
         return None
 
     def succeed(self, attempt: Attempt, finished: Sequence[Message], now: float) -> list[str]:
-        """A server has answered. ``finished``: those of the batch whose first answer this is.
+        """A server has answered for its batch. ``finished``: those whose first answer this is.
 
-        What the batch holds besides and nobody has answered is sent again. Returns the servers that
-        this one has overtaken, which are slow from now on.
+        Returns the servers that this one has overtaken, which are slow from now on.
         """
         self._close(attempt)
         self.hedge_delay.record(now - attempt.began)
@@ -222,19 +229,26 @@ class Dispatch:
             for server, other in message.trying.items()
             if other.began < attempt.began
         }
-        slow = [server for server in sorted(overtaken) if self._slow_down(server)]
-        self._repeat_unanswered(attempt, pay=False)
-        return slow
+        return [server for server in sorted(overtaken) if self._slow_down(server)]
 
-    def fail(self, attempt: Attempt, now: float, *, timed_out: bool) -> bool:
+    def fail(self, attempt: Attempt, now: float, *, timed_out: bool) -> None:
         """An attempt failed: its server is down, and its batch goes to another one.
 
-        After a time-out the server may be at work on it still, so the repeat has to be paid for.
-        Returns whether the server was not down before.
+        After a time-out the server may be at work on it still, so the repeat has to be paid for. An
+        attempt from before the server was let in again says nothing about the server of now.
         """
         self._close(attempt)
-        self._repeat_unanswered(attempt, pay=timed_out)
-        return self.eject(attempt.lane.server, now)
+        for message in attempt.batch:
+            if message.done or message.repeating or message.trying:
+                continue
+            if timed_out and not self._budget.spend():
+                if not self._unpaid:
+                    self._unpaid_since = now
+                self._unpaid.append(message)
+            else:
+                self._repeat(message)
+        if attempt.began >= self._admitted[attempt.lane.server]:
+            self.eject(attempt.lane.server, now)
 
     def eject(self, server: str, now: float) -> bool:
         """A server is down. Whether it was not before."""
@@ -243,15 +257,22 @@ class Dispatch:
             self._all_down_since = now
         return news
 
-    def readmit(self, server: str, *, quick: bool) -> bool:
+    def readmit(self, server: str, now: float, *, quick: bool) -> bool:
         """A probe of a server succeeded, and was quick or not. Whether that changes anything."""
         before = self._health[server]
         if quick:
             self._health[server] = Health.HEALTHY
         elif before is Health.DOWN:
             self._health[server] = Health.SLOW
+        if before is Health.DOWN:
+            self._admitted[server] = now
         self._all_down_since = None
         return self._health[server] is not before
+
+    @property
+    def has_unpaid_repeats(self) -> bool:
+        """Whether messages wait until a repeat is paid for; time pays, too."""
+        return bool(self._unpaid)
 
     def hedge(self, now: float) -> int:
         """Offer what is late to another server as well; returns how many messages.
@@ -311,14 +332,14 @@ class Dispatch:
             message.repeating = True
             self._repeats.append(message)
 
-    def _repeat_unanswered(self, attempt: Attempt, *, pay: bool) -> None:
-        for message in attempt.batch:
-            if message.done or message.repeating or message.trying:
-                continue
-            if pay and not self._budget.spend():
-                self._unpaid.append(message)
-            else:
-                self._repeat(message)
+    def _pay_repeats(self, now: float) -> None:
+        if self._unpaid:
+            self._budget.earn_by_time(now - self._unpaid_since)
+            self._unpaid_since = now
+        while self._unpaid:
+            if not self._unpaid[0].done and not self._budget.spend():
+                return
+            self._repeat(self._unpaid.popleft())
 
     def _slow_down(self, server: str) -> bool:
         if self._health[server] is not Health.HEALTHY:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import gevent
 from gevent.event import AsyncResult
@@ -26,14 +25,6 @@ _log = logging.getLogger("sealrelay.coordinator")
 
 _TICK = 0.01
 """Seconds between two looks for attempts to hedge, and for messages that no server is left for."""
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What became of a message, and the name of the server that said so."""
-
-    outcome: Outcome
-    server: str
 
 
 class Relay:
@@ -60,7 +51,7 @@ class Relay:
         self._attempt_timeout = attempt_timeout
         self._probe_interval = probe_interval
         self._inboxes: dict[Lane, SimpleQueue[Attempt]] = {}
-        self._answers: dict[Message, AsyncResult[Delivery]] = {}
+        self._answers: dict[Message, AsyncResult[Outcome]] = {}
 
     def start(self) -> None:
         """Start the lanes, the probes and the look-out."""
@@ -74,22 +65,22 @@ class Relay:
             gevent.spawn(self._run_probe, server)
         gevent.spawn(self._look_out)
 
-    def deliver(self, message: Message) -> Delivery:
+    def deliver(self, message: Message) -> Outcome:
         """Get a message stored; returns what a server said of it.
 
         Raises DispatchError: QueueFull, NoHealthyServer or DeadlinePassed.
         """
         self._dispatch.enqueue(message, time.monotonic())
-        answer: AsyncResult[Delivery] = AsyncResult()
+        answer: AsyncResult[Outcome] = AsyncResult()
         self._answers[message] = answer
         try:
             self._pump()
             answer.wait(timeout=max(0.0, message.deadline - time.monotonic()))
             if not answer.ready():
                 raise DeadlinePassed
-            delivery = answer.get_nowait()
-            assert delivery is not None
-            return delivery
+            outcome = answer.get_nowait()
+            assert outcome is not None
+            return outcome
         finally:
             self._dispatch.finish(message)
             del self._answers[message]
@@ -104,7 +95,8 @@ class Relay:
         while True:
             attempt = inbox.get()
             try:
-                outcomes = self._send(connection, attempt.batch)
+                until = time.monotonic() + self._attempt_timeout
+                outcomes = self._send(connection, attempt.batch, until)
             except ServerFailed as failure:
                 self._note_failure(attempt, failure)
             except Exception:  # noqa: BLE001 - a bug must cost one attempt, not a lane
@@ -116,15 +108,21 @@ class Relay:
             self._dispatch.lane_idle(lane)
             self._pump()
 
-    def _send(self, connection: ServerConnection, batch: list[Message]) -> list[Outcome]:
-        """Have a batch stored; an outcome for each message. Raises ServerFailed."""
-        left = max(message.deadline for message in batch) - time.monotonic()
+    def _send(
+        self, connection: ServerConnection, batch: list[Message], until: float
+    ) -> list[Outcome]:
+        """Have a batch stored until a time; an outcome for each message. Raises ServerFailed.
+
+        The messages' own deadlines play no part: a server is not to blame for one that is near.
+        """
         try:
-            return connection.send_batch(batch, max(0.001, min(self._attempt_timeout, left)))
+            return connection.send_batch(batch, max(0.001, until - time.monotonic()))
         except BatchRefused as refused:
             if len(batch) > 1:  # one of them is to blame; the others must not pay for it
                 return [
-                    outcome for message in batch for outcome in self._send(connection, [message])
+                    outcome
+                    for message in batch
+                    for outcome in self._send(connection, [message], until)
                 ]
             _log.error("Message %s: a server %s", batch[0].message_id.hex(), refused)
             detail = "The servers do not take what this coordinator takes."
@@ -136,7 +134,7 @@ class Relay:
             # 503: this server cannot just now, another one may
             if outcome.status != 503 and self._dispatch.finish(message):
                 finished.append(message)
-                self._answers[message].set(Delivery(outcome, attempt.lane.server))
+                self._answers[message].set(outcome)
         if any(outcome.status == 503 for outcome in outcomes):
             self._note_failure(attempt, ServerFailed("answered 503 for a message"))
             return
@@ -158,6 +156,7 @@ class Relay:
             except ServerFailed as failure:
                 if self._dispatch.eject(server, time.monotonic()):
                     _log.warning("Server %s failed: %s", self._urls[server], failure)
+                    self._pump()  # what waited for it is another one's now
             except Exception:  # noqa: BLE001 - a bug must not end the probes
                 _log.exception("Unexpected error in the probe of %s", self._urls[server])
                 connection.close()
@@ -166,7 +165,7 @@ class Relay:
 
     def _note_probe(self, server: str, seconds: float) -> None:
         quick = seconds <= self._dispatch.hedge_delay.seconds
-        if self._dispatch.readmit(server, quick=quick):
+        if self._dispatch.readmit(server, time.monotonic(), quick=quick):
             how = "healthy again" if quick else "back, but slow"
             _log.info("Server %s is %s", self._urls[server], how)
             self._pump()
@@ -175,7 +174,7 @@ class Relay:
         while True:
             gevent.sleep(_TICK)
             now = time.monotonic()
-            if self._dispatch.hedge(now):
+            if self._dispatch.hedge(now) or self._dispatch.has_unpaid_repeats:
                 self._pump()
             for message in self._dispatch.give_up(now):
                 self._answers[message].set_exception(NoHealthyServer())

@@ -43,9 +43,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Stored:
-    """What the store says of one record: it is there, and whether it was there before."""
+    """What the store says of one record: it is there, since when, and thanks to whom."""
 
     replayed: bool
+    """Whether it was there before."""
+    server: str
+    """The server that stored it."""
 
 
 class SqlStore:
@@ -67,8 +70,7 @@ class SqlStore:
         none of them was added.
         """
         with self._transaction() as connection:
-            added = [connection.execute(_INSERT, _row(record)).rowcount for record in records]
-        return [Stored(replayed=count == 0) for count in added]
+            return [_add(connection, record) for record in records]
 
     def check(self) -> None:
         """Ask the database for an answer. Raises StoreError."""
@@ -143,6 +145,13 @@ def open_store(url: str, *, read_only: bool = False) -> SqlStore:
 
 
 _INSERT = insert(messages).on_conflict_do_nothing(index_elements=["id"])
+
+
+def _add(connection: Connection, record: Record) -> Stored:
+    if connection.execute(_INSERT, _row(record)).rowcount:
+        return Stored(replayed=False, server=record.server)
+    query = select(messages.c.server).where(messages.c.id == record.message_id)
+    return Stored(replayed=True, server=connection.execute(query).scalar_one())
 
 
 def _row(record: Record) -> dict[str, object]:
