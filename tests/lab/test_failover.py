@@ -72,12 +72,10 @@ def test_the_journal_names_the_server_that_failed_and_its_return(node: Node) -> 
         assert re.search(failed, node.journal(COORDINATOR, since=since), re.MULTILINE)
         healthy = "Server https://127.0.0.1:5001 is healthy again"
         node.wait_for_journal(COORDINATOR, healthy, since)
-        sender.wait_for_more()
-    receipts = sender.finish()
-    assert {receipt["served_by"] for receipt in receipts[-10:]} == {
-        node.server_name(5001),
-        node.server_name(5002),
-    }
+        # Not at once where its first answers come late: it is overtaken then, and asked again later.
+        sender.wait_for_server(node.server_name(5001))
+        sender.wait_for_server(node.server_name(5002))
+    sender.finish()
 
 
 def test_a_restarted_coordinator_costs_no_message(node: Node, scratch: str) -> None:

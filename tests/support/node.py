@@ -227,6 +227,14 @@ class Sender:
         target = self.count + count
         wait_for(lambda: self.count >= target, f"{count} more messages are acknowledged")
 
+    def wait_for_server(self, name: str) -> None:
+        """Wait until one more message is acknowledged that this server stored."""
+        after = self.count
+        wait_for(
+            lambda: any(receipt["served_by"] == name for receipt in self._receipts[after:]),
+            f"{name} stores a message",
+        )
+
     def finish(self) -> list[dict[str, Any]]:
         """After the ``with``: fails the test unless every message was acknowledged."""
         assert self._process.returncode == 0, self._errors
