@@ -72,7 +72,7 @@ def test_the_journal_names_the_server_that_failed_and_its_return(node: Node) -> 
         assert re.search(failed, node.journal(COORDINATOR, since=since), re.MULTILINE)
         healthy = "Server https://127.0.0.1:5001 is healthy again"
         node.wait_for_journal(COORDINATOR, healthy, since)
-        # Not at once where its first answers come late: it is overtaken then, and asked again later.
+        # Not at once where its first answers come late: it counts as slow then, and is asked later.
         sender.wait_for_server(node.server_name(5001))
         sender.wait_for_server(node.server_name(5002))
     sender.finish()
