@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import gevent
+from gevent import get_hub
 from gevent.event import AsyncResult
 from gevent.threadpool import ThreadPool
 
 from sealrelay.store.sql import Record, SqlStore, Stored
 
+_log = logging.getLogger("sealrelay.store")
+
 T = TypeVar("T")
+
+_LATE = 0.03
+"""Seconds of work on the store after which to see whether a stopped process is in the way: many
+times what a commit takes, and little against the 300 ms that a frozen server may cost."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class GroupCommit:
         self._waiting: list[tuple[Sequence[Record], AsyncResult[list[Stored]]]] = []
         self._writing = False
         self._thread = ThreadPool(1)
+        self._running = 0
+        self._alarm = get_hub().loop.timer(_LATE, _LATE)
 
     def add(self, records: Sequence[Record]) -> list[Stored]:
         """Store records together with whatever else waits; returns when they are on disk.
@@ -58,10 +69,34 @@ class GroupCommit:
 
     def run(self, query: Callable[[SqlStore], T]) -> T:
         """Run a query on the store in the writer's thread. Raises what it raises."""
-        outcome: T | _Failure = self._thread.apply(_attempt, (query, self._store))
+        with self._watched():
+            outcome: T | _Failure = self._thread.apply(_attempt, (query, self._store))
         if isinstance(outcome, _Failure):
             raise outcome.error
         return outcome
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        if not self._running:
+            self._alarm.start(self._end_stopped_writer)
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._alarm.stop()
+
+    def _end_stopped_writer(self) -> None:
+        # Called by the event loop itself, so it must not wait for anything.
+        try:
+            ended = self._store.end_stopped_writer()
+        except PermissionError:
+            self._alarm.stop()
+            _log.error("A stopped process of another user keeps the store: continue or end it")
+            return
+        if ended is not None:
+            _log.warning("Ended process %d, which was stopped while it kept the store", ended)
 
     def _write(self) -> None:
         try:

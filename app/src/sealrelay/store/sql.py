@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
@@ -15,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from sealrelay.store.schema import messages, metadata
+from sealrelay.store.turn import Turn
 
 _BUSY_TIMEOUT_MS = 1500  # below the coordinator's attempt_timeout, so that the refusal gets there
 
@@ -54,8 +56,9 @@ class Stored:
 class SqlStore:
     """Messages in an SQL database. One thread at a time may use an instance."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, turn: Turn | None = None) -> None:
         self._engine = engine
+        self._turn = turn
         self._open: Connection | None = None
 
     def create_schema(self) -> None:
@@ -101,8 +104,20 @@ class SqlStore:
             row = connection.execute(query).one_or_none()
         return None if row is None else Record(*row)
 
+    def end_stopped_writer(self) -> int | None:
+        """End a process that was stopped while it wrote, and so keeps all others from writing.
+
+        Returns its process id, or None when there is none. For any thread. Raises PermissionError.
+        """
+        return None if self._turn is None else self._turn.end_stopped_holder()
+
     def close(self) -> None:
         """Let go of the connection; the next call opens another."""
+        self._disconnect()
+        if self._turn is not None:
+            self._turn.close()
+
+    def _disconnect(self) -> None:
         if self._open is not None:
             self._open.invalidate()
             self._open.close()
@@ -111,12 +126,15 @@ class SqlStore:
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         try:
-            if self._open is None:
-                self._open = self._engine.connect()
-            with self._open.begin():
-                yield self._open
+            with self._turn or nullcontext():
+                if self._open is None:
+                    self._open = self._engine.connect()
+                with self._open.begin():
+                    yield self._open
+        except OSError as error:
+            raise StoreError(f"the store failed: {error.strerror}") from None
         except DBAPIError as error:
-            self.close()  # what state it is in is unknown
+            self._disconnect()  # what state it is in is unknown
             reason = str(error.orig)
             if "disk is full" in reason:
                 raise StoreFull("the store has no room left") from None
@@ -141,7 +159,7 @@ def open_store(url: str, *, read_only: bool = False) -> SqlStore:
     engine = create_engine(location, poolclass=NullPool)
     event.listen(engine, "connect", _read_only_pragmas if read_only else _durable_pragmas)
     event.listen(engine, "begin", _begin_reading if read_only else _begin_writing)
-    return SqlStore(engine)
+    return SqlStore(engine, None if read_only else Turn(Path(f"{parsed.database}.turn")))
 
 
 _INSERT = insert(messages).on_conflict_do_nothing(index_elements=["id"])
