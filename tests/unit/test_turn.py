@@ -19,7 +19,7 @@ from tests.unit.test_store import make_record, url_of
 
 _PATIENCE = 60
 
-# Begins to store a message and says so in the middle of its transaction; goes on at a line of input.
+# Begins to store a message, says so in the middle of its transaction, goes on at a line of input.
 _WRITER = """
 import sys
 from sealrelay.store import open_store
