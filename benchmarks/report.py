@@ -1,0 +1,89 @@
+"""Results: medians and spread, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.tally import median
+from benchmarks.throughput import Sample
+
+_THROUGHPUT_HEAD = (
+    *("connections", "relay", "messages/s", "(min-max)", "p50 ms", "p99 ms", "(min-max)"),
+    *("relay CPU ms", "servers CPU ms", "failed", "lost", "x haproxy"),
+)
+
+Row = dict[str, float | int | list[float]]
+
+
+def summarize_throughput(samples: Sequence[Sample]) -> dict[str, dict[str, Row]]:
+    """``<connections>.<peer>``: medians over the rounds, and the lowest and highest beside them."""
+    groups: dict[int, dict[str, list[Sample]]] = {}
+    for sample in samples:
+        groups.setdefault(sample.connections, {}).setdefault(sample.peer, []).append(sample)
+    return {
+        str(connections): {peer: _summarize(group) for peer, group in peers.items()}
+        for connections, peers in sorted(groups.items())
+    }
+
+
+def _summarize(group: Sequence[Sample]) -> Row:
+    row: Row = {"rounds": len(group)}
+    for field, digits in (("rps", 1), ("p50_ms", 3), ("p99_ms", 3)):
+        values = [getattr(sample, field) for sample in group]
+        row[field] = round(median(values), digits)
+        row[f"{field}_spread"] = [round(min(values), digits), round(max(values), digits)]
+    for field in ("relay_cpu_ms", "servers_cpu_ms", "generator_share"):
+        row[field] = round(median([getattr(sample, field) for sample in group]), 3)
+    for field in ("failed", "lost"):
+        row[field] = sum(getattr(sample, field) for sample in group)
+    return row
+
+
+def throughput_table(summary: dict[str, dict[str, Row]]) -> str:
+    """The medians, a line for each number of connections and relay."""
+    lines = [list(_THROUGHPUT_HEAD)]
+    for connections, peers in summary.items():
+        reference = peers.get("haproxy", {}).get("rps")
+        for peer, row in peers.items():
+            lines.append(
+                [
+                    connections,
+                    peer,
+                    f"{row['rps']:.0f}",
+                    _range(row["rps_spread"], 0),
+                    f"{row['p50_ms']:.2f}",
+                    f"{row['p99_ms']:.1f}",
+                    _range(row["p99_ms_spread"], 1),
+                    f"{row['relay_cpu_ms']:.2f}",
+                    f"{row['servers_cpu_ms']:.2f}",
+                    str(row["failed"]),
+                    str(row["lost"]),
+                    _ratio(row["rps"], reference),
+                ]
+            )
+    return format_table(lines)
+
+
+def _range(spread: object, digits: int) -> str:
+    assert isinstance(spread, list)
+    low, high = spread
+    return f"{low:.{digits}f}-{high:.{digits}f}"
+
+
+def _ratio(value: object, reference: object) -> str:
+    if not isinstance(value, float) or not isinstance(reference, float) or not reference:
+        return ""
+    return f"{value / reference:.2f}"
+
+
+def format_table(lines: Iterable[Sequence[str]]) -> str:
+    """Columns, the first two to the left, the others to the right."""
+    lines = list(lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if number < 2 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
