@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.spec import ClientFiles
 from sealrelay.seal import generate_keyring
+from tests.support.command import run_main
 from tests.support.deployment import Service, free_port, write_toml
 from tests.support.pki import CLIENT_ONLY, TRUST_DOMAIN, Authority, Leaf, spiffe_id
 
@@ -67,6 +68,8 @@ class Testbed:
         folder = self.folder / f"measurement{self._measurements}"
         folder.mkdir()
         services = [self._make_server(folder, name) for name in SERVERS]
+        migrated = run_main("migrate", "--config", str(services[0].config))
+        assert migrated.code == 0, migrated.err
         try:
             for service in services:
                 service.start(wait=False)

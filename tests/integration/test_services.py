@@ -135,14 +135,29 @@ def test_service_with_wrong_settings_does_not_start(deployed: Deployment) -> Non
 
 def test_service_whose_store_cannot_be_opened_ends_with_a_reason(deployed: Deployment) -> None:
     config = deployed.servers[0].config
+    (config.parent / "folder").mkdir()
     wrong = config.with_name("wrong.toml")
-    text = config.read_text().replace("messages.db", "missing/messages.db")
-    wrong.write_text(text)
+    store = f"sqlite:///{deployed.folder}/messages.db"
+    wrong.write_text(config.read_text().replace(store, f"sqlite:///{config.parent}/folder"))
     deployed.servers[0].stop()
     result = run_sealrelay("server", "--config", str(wrong))
     assert result.returncode != 0
     assert "the store failed: unable to open database file" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_service_without_schema_says_at_once_how_to_make_one(deployed: Deployment) -> None:
+    """And makes nothing itself: which release made what must be plain."""
+    config = deployed.servers[0].config
+    early = config.with_name("early.toml")
+    early.write_text(config.read_text().replace("messages.db", "new.db"))
+    deployed.servers[0].stop()
+    result = run_sealrelay("server", "--config", str(early))
+    assert result.returncode != 0
+    assert "the store's schema is missing, this release needs " in result.stderr
+    assert "run `sealrelay migrate`" in result.stderr
+    assert "Waiting for the store" not in result.stderr
+    assert not (deployed.folder / "new.db").exists()
 
 
 def test_payloads_are_logged_only_where_it_is_asked_for(deployed: Deployment) -> None:

@@ -174,6 +174,8 @@ class Deployment:
         self.coordinator = self.make_coordinator("coordinator1")
         self.add_client("client1")
         self.add_client("client2")
+        migrated = run_main("migrate", "--config", str(self.servers[0].config))
+        assert migrated.code == 0, migrated.err
 
     @property
     def services(self) -> list[Service]:

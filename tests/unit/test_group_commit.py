@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def writer(path: Path, commits: Commits) -> Iterator[GroupCommit]:
     group = GroupCommit(open_store(url_of(path)), max_records=50)
-    group.run(SqlStore.create_schema)
+    group.run(SqlStore.migrate)
     yield group
     group.run(SqlStore.close)
 

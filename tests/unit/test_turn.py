@@ -31,7 +31,7 @@ def pause(connection, *_):
 
 store = open_store(sys.argv[1])
 from sqlalchemy import event
-event.listen(store._engine, "commit", pause)
+event.listen(store._backend.engine, "commit", pause)
 store.add([make_record(1)])
 """
 
@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def writer(path: Path) -> Iterator[GroupCommit]:
     group = GroupCommit(open_store(url_of(path)))
-    group.run(SqlStore.create_schema)
+    group.run(SqlStore.migrate)
     yield group
     group.run(SqlStore.close)
 

@@ -15,7 +15,10 @@ class SealrelayError(Exception):
 
 
 class Unreachable(SealrelayError):
-    """No coordinator, or no healthy server behind it, took the message within its deadline."""
+    """No coordinator, or no healthy server behind it, took the message within its deadline.
+
+    Or the store gave a command no answer.
+    """
 
     exit_code = 3
 
@@ -57,6 +60,6 @@ class ConfigError(SealrelayError):
 
 
 class Outdated(SealrelayError):
-    """The running service is older than what is installed on disk."""
+    """The running service, or the store's schema, is older than what is installed on disk."""
 
     exit_code = 9

@@ -13,7 +13,15 @@ from flask import Flask, Response, request
 from sealrelay.config import ServerSettings, load_keyrings
 from sealrelay.identity import Identity, IdentityRefused, Role, identify_certificate
 from sealrelay.seal import Keyring, Token, TokenMalformed, TokenNotOpened, parse_token
-from sealrelay.store import GroupCommit, Record, SqlStore, StoreError, StoreFull, open_store
+from sealrelay.store import (
+    GroupCommit,
+    Record,
+    SchemaOutdated,
+    SqlStore,
+    StoreError,
+    StoreFull,
+    open_store,
+)
 from sealrelay.text import escape_text
 from sealrelay.web import (
     Problem,
@@ -32,7 +40,7 @@ BATCH_BODY_FACTOR = 2
 
 
 _STORE_PATIENCE = 15.0
-"""Seconds to wait at start for a store that other servers keep busy."""
+"""Seconds to wait at start for a store that others keep busy, or that is just restarting."""
 
 
 class Intake:
@@ -44,12 +52,14 @@ class Intake:
         self._writer = GroupCommit(open_store(settings.store))
 
     def prepare(self) -> None:
-        """Make the store ready; waits for one that is busy. Raises StoreError."""
+        """Check that the store is ready; waits for one that does not answer. Raises StoreError."""
         deadline = time.monotonic() + _STORE_PATIENCE
         while True:
             try:
-                self._writer.run(SqlStore.create_schema)
+                self._writer.run(SqlStore.check_schema)
                 return
+            except SchemaOutdated:
+                raise
             except StoreError as error:
                 if time.monotonic() >= deadline:
                     raise

@@ -15,19 +15,22 @@ Exit codes:
   0  done
   1  unexpected error
   2  wrong use of the command
-  3  unreachable: no coordinator or no healthy server took the message in time
+  3  unreachable: no coordinator or no healthy server took the message in time, or the store does
+     not answer
   4  a certificate, or the role it names, was refused
   5  token refused: other payload keys, altered, too old or from the future
   6  message refused: malformed or too large
   7  an input file cannot be read, or no such message is stored
   8  wrong settings, or a file that they name
-  9  the running service is older than what is installed (probe --current)
+  9  the running service is older than what is installed (probe --current), or the store's schema
+     (migrate --check)
 """
 
 
 _COMMANDS = {
     "send": "sealrelay.cli.send:send",
     "messages": "sealrelay.cli.messages:messages",
+    "migrate": "sealrelay.cli.migrate:migrate",
     "keygen": "sealrelay.cli.services:keygen",
     "check-config": "sealrelay.cli.services:check_config",
     "probe": "sealrelay.cli.services:probe",

@@ -1,6 +1,19 @@
-"""The store: every sealed token, once. ``schema`` says what, ``sql`` where, ``group`` when."""
+"""The store: every sealed token, once.
+
+``schema`` and ``migrations`` say what, ``engines`` where, ``sql`` how, ``group`` when.
+"""
 
 from sealrelay.store.group import GroupCommit
-from sealrelay.store.sql import Record, SqlStore, Stored, StoreError, StoreFull, open_store
+from sealrelay.store.records import Record, SchemaOutdated, Stored, StoreError, StoreFull
+from sealrelay.store.sql import SqlStore, open_store
 
-__all__ = ["GroupCommit", "Record", "SqlStore", "StoreError", "StoreFull", "Stored", "open_store"]
+__all__ = [
+    "GroupCommit",
+    "Record",
+    "SchemaOutdated",
+    "SqlStore",
+    "StoreError",
+    "StoreFull",
+    "Stored",
+    "open_store",
+]

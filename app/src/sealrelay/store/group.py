@@ -13,7 +13,8 @@ from gevent import get_hub
 from gevent.event import AsyncResult
 from gevent.threadpool import ThreadPool
 
-from sealrelay.store.sql import Record, SqlStore, Stored
+from sealrelay.store.records import Record, Stored
+from sealrelay.store.sql import SqlStore
 
 _log = logging.getLogger("sealrelay.store")
 

@@ -1,79 +1,98 @@
-"""The store on SQLAlchemy Core: SQLite in WAL mode, synced to disk at every commit."""
+"""The store: queries common to the databases, on SQLAlchemy Core."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, inspect, or_, select, text
+from sqlalchemy.exc import DBAPIError
 
-from sealrelay.store.schema import messages, metadata
-from sealrelay.store.turn import Turn
+from sealrelay.store.engines import Backend, make_backend
+from sealrelay.store.records import Record, SchemaOutdated, Stored, StoreError
+from sealrelay.store.schema import REVISION, REVISION_TABLE, messages
 
-_BUSY_TIMEOUT_MS = 1500  # below the coordinator's attempt_timeout, so that the refusal gets there
+_Place = tuple[int, bytes]
+"""Where a message stands in the order of arrival: when it was received (ms), and its id."""
 
+_WINDOW = 500
+"""Messages read at once when they are listed."""
 
-class StoreError(Exception):
-    """The store did not take or give what was asked; nothing was acknowledged. One line."""
-
-
-class StoreFull(StoreError):
-    """There is no room left to store a message."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """A message to be stored."""
-
-    message_id: bytes
-    client: str
-    token: str
-    sealed_at: int
-    """Seconds since the epoch."""
-    received_at: int
-    """Milliseconds since the epoch."""
-    server: str
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What the store says of one record: it is there, since when, and thanks to whom."""
-
-    replayed: bool
-    """Whether it was there before."""
-    server: str
-    """The server that stored it."""
+# By name: a newer release may have added columns.
+_RECORD = (
+    messages.c.id,
+    messages.c.client,
+    messages.c.token,
+    messages.c.sealed_at,
+    messages.c.received_at,
+    messages.c.server,
+)
 
 
 class SqlStore:
     """Messages in an SQL database. One thread at a time may use an instance."""
 
-    def __init__(self, engine: Engine, turn: Turn | None = None) -> None:
-        self._engine = engine
-        self._turn = turn
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._open: Connection | None = None
 
-    def create_schema(self) -> None:
-        """Make the tables where they are missing. Several processes may do so at once."""
+    @property
+    def file(self) -> Path | None:
+        """The database's file, where it is one of this host's."""
+        return self._backend.file
+
+    def revision(self) -> str | None:
+        """The number of the newest migration that was applied here, if any. Raises StoreError."""
+        if self._is_missing():
+            return None
         with self._transaction() as connection:
-            metadata.create_all(connection)
+            return _revision(connection)
+
+    def check_schema(self) -> None:
+        """Raises SchemaOutdated when the tables are older than this release needs, or StoreError.
+
+        Newer ones are fine: migrations only add.
+        """
+        revision = self.revision()
+        if revision is None or revision < REVISION:
+            raise SchemaOutdated(
+                f"the store's schema is {'missing' if revision is None else f'at {revision}'}, "
+                f"this release needs {REVISION}; run `sealrelay migrate`"
+            )
+
+    def migrate(self) -> list[str]:
+        """Apply the migrations that are due; returns their numbers. Raises StoreError.
+
+        All or none of them. Several hosts may do so at once.
+        """
+        from sealrelay.store.migrate import apply_migrations  # Alembic: no service needs it
+
+        with self._turn(), self._backend.migration() as connection:
+            revision = _revision(connection)
+            if revision is not None and revision > REVISION:
+                return []
+            return apply_migrations(connection, revision)
 
     def add(self, records: Sequence[Record]) -> list[Stored]:
         """Store records in one durable transaction; a record whose id is there already is left out.
 
-        When this returns, every one of them is on disk. Raises StoreFull or StoreError, and then
-        none of them was added.
+        When this returns, every one of them is on disk. Raises StoreFull or StoreError.
         """
+        # Of an id that comes twice, the first; in order of ids, or two servers could deadlock.
+        firsts = {record.message_id: record for record in reversed(records)}
+        ids = sorted(firsts)
         with self._transaction() as connection:
-            return [_add(connection, record) for record in records]
+            new = self._backend.insert(connection, [firsts[key] for key in ids])
+            servers = self._servers(connection, [key for key in ids if key not in new])
+        return [
+            Stored(
+                replayed=record is not firsts[record.message_id] or record.message_id not in new,
+                server=servers.get(record.message_id) or firsts[record.message_id].server,
+            )
+            for record in records
+        ]
 
     def check(self) -> None:
         """Ask the database for an answer. Raises StoreError."""
@@ -88,18 +107,33 @@ class SqlStore:
         with self._transaction() as connection:
             return int(connection.execute(query).scalar_one())
 
-    def newest(self, client: str | None = None, limit: int | None = None) -> list[Record]:
-        """The newest ``limit`` messages (all by default), oldest first. Raises StoreError."""
-        query = select(messages).order_by(messages.c.received_at.desc()).limit(limit)
+    def size_bytes(self) -> int:
+        """The bytes that the store takes up, space to be used again included. Raises StoreError."""
+        with self._transaction() as connection:
+            return self._backend.size_bytes(connection)
+
+    def newest(self, client: str | None = None, limit: int | None = None) -> Iterator[Record]:
+        """The newest ``limit`` messages (all by default), oldest first. Raises StoreError.
+
+        Reads some at a time, each time in a transaction of its own.
+        """
+        query = select(*_RECORD)
         if client is not None:
             query = query.where(messages.c.client == client)
-        with self._transaction() as connection:
-            rows = connection.execute(query).all()
-        return [Record(*row) for row in reversed(rows)]
+        start = None if limit is None else self._nth_newest(query, limit)
+        query = query.order_by(messages.c.received_at, messages.c.id).limit(_WINDOW)
+        following = query if start is None else query.where(_after(start, included=True))
+        while True:
+            with self._transaction() as connection:
+                window = [Record(*row) for row in connection.execute(following)]
+            yield from window
+            if len(window) < _WINDOW:
+                return
+            following = query.where(_after((window[-1].received_at, window[-1].message_id)))
 
     def get(self, message_id: bytes) -> Record | None:
         """The message of that id, or None. Raises StoreError."""
-        query = select(messages).where(messages.c.id == message_id)
+        query = select(*_RECORD).where(messages.c.id == message_id)
         with self._transaction() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else Record(*row)
@@ -109,13 +143,14 @@ class SqlStore:
 
         Returns its process id, or None when there is none. For any thread. Raises PermissionError.
         """
-        return None if self._turn is None else self._turn.end_stopped_holder()
+        turn = self._backend.turn
+        return None if turn is None else turn.end_stopped_holder()
 
     def close(self) -> None:
         """Let go of the connection; the next call opens another."""
         self._disconnect()
-        if self._turn is not None:
-            self._turn.close()
+        if self._backend.turn is not None:
+            self._backend.turn.close()
 
     def _disconnect(self) -> None:
         if self._open is not None:
@@ -123,82 +158,74 @@ class SqlStore:
             self._open.close()
             self._open = None
 
+    def _is_missing(self) -> bool:
+        """Whether there is no file yet; opening it would make one."""
+        if self.file is None:
+            return False
+        try:
+            self.file.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:  # the database itself tells it better
+            return False
+        return False
+
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
+        with self._turn():
+            if self._open is None:
+                self._open = self._backend.engine.connect()
+            with self._open.begin():
+                yield self._open
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """This store's turn, where there are turns; raises the store's errors, not a driver's."""
         try:
-            with self._turn or nullcontext():
-                if self._open is None:
-                    self._open = self._engine.connect()
-                with self._open.begin():
-                    yield self._open
+            with self._backend.turn or nullcontext():
+                yield
         except OSError as error:
             raise StoreError(f"the store failed: {error.strerror}") from None
         except DBAPIError as error:
             self._disconnect()  # what state it is in is unknown
-            reason = str(error.orig)
-            if "disk is full" in reason:
-                raise StoreFull("the store has no room left") from None
-            raise StoreError(f"the store failed: {reason}") from None
+            raise self._backend.explain(error) from None
+
+    def _servers(self, connection: Connection, ids: Sequence[bytes]) -> dict[bytes, str]:
+        """The servers that stored the messages of these ids."""
+        if not ids:
+            return {}
+        query = select(messages.c.id, messages.c.server).where(messages.c.id.in_(ids))
+        return {row.id: row.server for row in connection.execute(query)}
+
+    def _nth_newest(self, query: Select[Any], number: int) -> _Place | None:
+        newest_first = query.with_only_columns(messages.c.received_at, messages.c.id)
+        newest_first = newest_first.order_by(messages.c.received_at.desc(), messages.c.id.desc())
+        with self._transaction() as connection:
+            row = connection.execute(newest_first.offset(number - 1).limit(1)).one_or_none()
+        return None if row is None else (row.received_at, row.id)
 
 
 def open_store(url: str, *, read_only: bool = False) -> SqlStore:
-    """The store at an SQLAlchemy URL, ``sqlite:////path/to/file``. Nothing is opened yet.
+    """The store at a URL, ``sqlite:////path/to/file``. Nothing is opened yet.
 
     A read-only store never creates the file. Raises StoreError for a URL that is none of ours.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise StoreError("the store's URL cannot be read") from None
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
-        raise StoreError("the store's URL is not of the form sqlite:////path/to/messages.db")
-    mode = "ro" if read_only else "rwc"
-    location = URL.create(
-        "sqlite", database=f"file:{quote(parsed.database)}", query={"mode": mode, "uri": "true"}
+    return SqlStore(make_backend(url, read_only=read_only))
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(REVISION_TABLE):
+        return None
+    query = text(f"SELECT version_num FROM {REVISION_TABLE}")  # noqa: S608 - a constant
+    revision: str | None = connection.execute(query).scalar_one_or_none()
+    return revision
+
+
+def _after(place: _Place, *, included: bool = False) -> ColumnElement[bool]:
+    """Only what was received after a place in the order of the index, so that it can be used."""
+    received_at, message_id = place
+    later = messages.c.id >= message_id if included else messages.c.id > message_id
+    return and_(
+        messages.c.received_at >= received_at,
+        or_(messages.c.received_at > received_at, later),
     )
-    engine = create_engine(location, poolclass=NullPool)
-    event.listen(engine, "connect", _read_only_pragmas if read_only else _durable_pragmas)
-    event.listen(engine, "begin", _begin_reading if read_only else _begin_writing)
-    return SqlStore(engine, None if read_only else Turn(Path(f"{parsed.database}.turn")))
-
-
-_INSERT = insert(messages).on_conflict_do_nothing(index_elements=["id"])
-
-
-def _add(connection: Connection, record: Record) -> Stored:
-    if connection.execute(_INSERT, _row(record)).rowcount:
-        return Stored(replayed=False, server=record.server)
-    query = select(messages.c.server).where(messages.c.id == record.message_id)
-    return Stored(replayed=True, server=connection.execute(query).scalar_one())
-
-
-def _row(record: Record) -> dict[str, object]:
-    return {
-        "id": record.message_id,
-        "client": record.client,
-        "token": record.token,
-        "sealed_at": record.sealed_at,
-        "received_at": record.received_at,
-        "server": record.server,
-    }
-
-
-def _durable_pragmas(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # SQLAlchemy says BEGIN itself, see _begin_writing
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # an acknowledged message survives power loss
-
-
-def _read_only_pragmas(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-
-
-def _begin_writing(connection: Connection) -> None:
-    # IMMEDIATE waits for the other process's commit; an upgrade from a read would fail at once.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _begin_reading(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")

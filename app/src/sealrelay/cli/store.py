@@ -1,0 +1,35 @@
+"""What ``migrate`` and ``prune`` share: the store of a server, as the user it belongs to."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from sealrelay.cli.options import FILE
+from sealrelay.store import SqlStore
+
+store_config_option = click.option(
+    "--config",
+    "path",
+    type=FILE,
+    required=True,
+    metavar="FILE",
+    help="The settings file of a server that uses the store.",
+)
+
+
+def become_owner(store: SqlStore) -> None:
+    """As root, go on as the owner of the store's file, or of its folder where there is none yet.
+
+    A file that root made beside it (-wal, -shm) would lock the servers out.
+    """
+    if store.file is None or os.geteuid() != 0:
+        return
+    owner = (store.file if store.file.exists() else store.file.parent).stat()
+    if owner.st_uid == 0:
+        return
+    os.umask(0o027)
+    os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)

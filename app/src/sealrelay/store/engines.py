@@ -1,0 +1,141 @@
+"""Where the databases differ: how to connect, what makes a commit durable, how to insert at once.
+
+Everything here is used by ``sql`` only; queries that both databases take alike are there.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+
+from sealrelay.store.records import Record, StoreError, StoreFull
+from sealrelay.store.turn import Turn
+
+_BUSY_TIMEOUT_MS = 1500  # below the coordinator's attempt_timeout, so that the refusal gets there
+_MIGRATION_TIMEOUT_MS = 30_000
+
+_INSERT = "INSERT INTO messages (id, client, token, sealed_at, received_at, server)"
+_UNLESS_THERE = "ON CONFLICT (id) DO NOTHING"
+
+
+class Backend(ABC):
+    """One database: its engine, and what only it can say."""
+
+    engine: Engine
+    file: Path | None = None
+    """The database's file, where it is one of this host's."""
+    turn: Turn | None = None
+    """What orders those who write to it, where the database itself does not."""
+
+    @abstractmethod
+    def insert(self, connection: Connection, records: Sequence[Record]) -> set[bytes]:
+        """Insert records of different ids, leaving out those that are there.
+
+        Returns the ids that are new.
+        """
+
+    @abstractmethod
+    @contextmanager
+    def migration(self) -> Iterator[Connection]:
+        """A connection in a transaction that no other migration runs beside."""
+
+    @abstractmethod
+    def size_bytes(self, connection: Connection) -> int:
+        """The bytes that the messages and their indexes take up, with space to be used again."""
+
+    @abstractmethod
+    def explain(self, error: DBAPIError) -> StoreError:
+        """What to tell of an error of the driver."""
+
+
+def make_backend(url: str, *, read_only: bool) -> Backend:
+    """The backend for a store's URL. Raises StoreError, which never quotes the URL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise StoreError("the store's URL cannot be read") from None
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        return SqliteBackend(Path(parsed.database), read_only=read_only)
+    raise StoreError("the store's URL is not of the form sqlite:////path/to/messages.db")
+
+
+class SqliteBackend(Backend):
+    """An SQLite file in WAL mode, synced to disk at every commit."""
+
+    def __init__(self, file: Path, *, read_only: bool) -> None:
+        self.file = file
+        self.turn = None if read_only else Turn(Path(f"{file}.turn"))
+        mode = "ro" if read_only else "rwc"
+        location = URL.create(
+            "sqlite", database=f"file:{quote(str(file))}", query={"mode": mode, "uri": "true"}
+        )
+        self.engine = create_engine(location, poolclass=NullPool)
+        event.listen(self.engine, "connect", _read_only_pragmas if read_only else _durable_pragmas)
+        event.listen(self.engine, "begin", _begin_reading if read_only else _begin_writing)
+
+    def insert(self, connection: Connection, records: Sequence[Record]) -> set[bytes]:
+        statement = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?) {_UNLESS_THERE}"
+        return {
+            record.message_id
+            for record in records
+            if connection.exec_driver_sql(statement, _row(record)).rowcount
+        }
+
+    @contextmanager
+    def migration(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {_MIGRATION_TIMEOUT_MS}")
+            connection.rollback()
+            with connection.begin():
+                yield connection
+
+    def size_bytes(self, connection: Connection) -> int:
+        query = text("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+        return int(connection.execute(query).scalar_one())
+
+    def explain(self, error: DBAPIError) -> StoreError:
+        reason = str(error.orig)
+        if "disk is full" in reason:
+            return StoreFull("the store has no room left")
+        return StoreError(f"the store failed: {reason}")
+
+
+def _row(record: Record) -> tuple[object, ...]:
+    return (
+        record.message_id,
+        record.client,
+        record.token,
+        record.sealed_at,
+        record.received_at,
+        record.server,
+    )
+
+
+def _durable_pragmas(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # SQLAlchemy says BEGIN itself, see _begin_writing
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # an acknowledged message survives power loss
+
+
+def _read_only_pragmas(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+
+
+def _begin_writing(connection: Connection) -> None:
+    # IMMEDIATE waits for the other process's commit; an upgrade from a read would fail at once.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_reading(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")

@@ -1,0 +1,44 @@
+"""What the store takes and tells, and how it fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class StoreError(Exception):
+    """The store did not take or give what was asked; nothing was acknowledged. One line.
+
+    Whether records that were being added are there is unknown; adding them again is safe.
+    """
+
+
+class StoreFull(StoreError):
+    """There is no room left to store a message."""
+
+
+class SchemaOutdated(StoreError):
+    """The tables are missing, or older than this release needs."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A message to be stored."""
+
+    message_id: bytes
+    client: str
+    token: str
+    sealed_at: int
+    """Seconds since the epoch."""
+    received_at: int
+    """Milliseconds since the epoch."""
+    server: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the store says of one record: it is there, since when, and thanks to whom."""
+
+    replayed: bool
+    """Whether it was there before."""
+    server: str
+    """The server that stored it."""
