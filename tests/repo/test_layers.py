@@ -14,11 +14,12 @@ PACKAGE = REPOSITORY / "app" / "src" / "sealrelay"
 
 # From the ground up; what stands on one line does not import each other.
 LAYERS = [
-    {"", "errors", "text"},
+    {"", "errors", "text", "processes"},
     {"identity", "seal"},
     {"tls"},
     {"config"},
     {"store", "wire"},
+    {"metrics"},
     {"web"},
     {"dispatch"},
     {"server", "coordinator"},

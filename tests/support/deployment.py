@@ -74,6 +74,8 @@ class Service:
 
     def spawn(self, command: list[str], **options: Any) -> None:
         """Run ``command`` as the service. It ends when the tests are killed."""
+        # as systemd does; a killed service leaves its folder behind, which is not to pile up
+        options.setdefault("env", {**os.environ, "RUNTIME_DIRECTORY": str(self.config.parent)})
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command],

@@ -80,6 +80,17 @@ class Authority:
         )
         return certificate.public_bytes(Encoding.PEM)
 
+    def make_crl(self) -> bytes:
+        """A CRL (PEM) that revokes nothing."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now)
+            .next_update(now + _HOUR)
+        )
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
     def issue(self, folder: Path, leaf: Leaf) -> Path:
         """Write cert.pem, key.pem and ca.pem of a new leaf into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)

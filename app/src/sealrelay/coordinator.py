@@ -10,20 +10,27 @@ import time
 
 from flask import Flask, Response, g
 
+from sealrelay import metrics
 from sealrelay.config import CoordinatorSettings
 from sealrelay.dispatch import DeadlinePassed, Message, NoHealthyServer, QueueFull, Relay
 from sealrelay.dispatch.connection import ServerConnection
 from sealrelay.dispatch.decisions import Dispatch, Limits
+from sealrelay.dispatch.observer import Observer, merge_reports
 from sealrelay.identity import Identity, Role
+from sealrelay.processes import read_reports
+from sealrelay.seal import Token
 from sealrelay.tls import make_client_context
-from sealrelay.web import Problem, answer_client, make_app, read_body, read_token
-from sealrelay.wire import DataRequest
+from sealrelay.web import Problem, answer_client, json_response, make_app, read_body, read_token
+from sealrelay.wire import DataRequest, Outcome
 
 _log = logging.getLogger("sealrelay.coordinator")
 
 
-def make_relay(settings: CoordinatorSettings) -> Relay:
-    """The relay that the settings describe, not started. Raises OSError for TLS files."""
+def make_relay(settings: CoordinatorSettings, started: float) -> Relay:
+    """The relay that the settings describe, not started; ``started`` is when the service was.
+
+    Raises OSError for TLS files.
+    """
     context = make_client_context(settings.tls)
     addresses = {server.name: server for server in settings.servers}
 
@@ -31,23 +38,26 @@ def make_relay(settings: CoordinatorSettings) -> Relay:
         identity = Identity(settings.trust_domain, Role.SERVER, name)
         return ServerConnection(addresses[name], identity, context)
 
-    return Relay(
-        Dispatch(
-            addresses,
-            Limits(
-                max_batch=settings.max_batch,
-                # so a batch, JSON around it included, stays below what servers accept
-                max_batch_bytes=settings.max_body_bytes,
-                max_waiting=settings.max_waiting,
-                max_waiting_bytes=settings.max_waiting_bytes,
-                patience=2 * settings.probe_interval,
-                hedge_floor=settings.hedge_floor,
-                hedge_ceiling=settings.hedge_ceiling,
-                retry_share=settings.retry_share,
-            ),
+    dispatch = Dispatch(
+        addresses,
+        Limits(
+            max_batch=settings.max_batch,
+            # so a batch, JSON around it included, stays below what servers accept
+            max_batch_bytes=settings.max_body_bytes,
+            max_waiting=settings.max_waiting,
+            max_waiting_bytes=settings.max_waiting_bytes,
+            patience=2 * settings.probe_interval,
+            hedge_floor=settings.hedge_floor,
+            hedge_ceiling=settings.hedge_ceiling,
+            retry_share=settings.retry_share,
         ),
-        {name: address.url for name, address in addresses.items()},
+    )
+    urls = {name: address.url for name, address in addresses.items()}
+    return Relay(
+        dispatch,
+        urls,
         connect,
+        Observer(settings.name, urls, dispatch, settings.max_waiting, started),
         lanes=settings.lanes,
         attempt_timeout=settings.attempt_timeout,
         probe_interval=settings.probe_interval,
@@ -59,17 +69,33 @@ def create_app(settings: CoordinatorSettings, started: float) -> Flask:
 
     Starts the lanes and probes, so it is called in the worker process. Raises OSError (TLS files).
     """
-    relay = make_relay(settings)
+    relay = make_relay(settings, started)
     relay.start()
     app = make_app(__name__, settings, started)
 
     @app.post("/api/data", provide_automatic_options=False)
     def take_data() -> Response:
-        token = read_token(read_body(DataRequest, settings.max_body_bytes).data)
-        deadline = time.monotonic() + settings.deadline
-        message = Message(token.message_id, g.peer.name, token.text, deadline)
+        result = "unexpected"
         try:
-            outcome = relay.deliver(message)
+            token = read_token(read_body(DataRequest, settings.max_body_bytes).data)
+            outcome = deliver(token)
+            response = answer_client(outcome, token)
+            result = "replayed" if outcome.replayed else "ok"
+        except Problem as problem:
+            result = problem.name
+            raise
+        finally:
+            metrics.MESSAGES.add(result)
+        _log.info(
+            "Message %s from %s stored by %s", token.message_id.hex(), g.peer.name, outcome.server
+        )
+        return response
+
+    def deliver(token: Token) -> Outcome:
+        began = time.monotonic()
+        message = Message(token.message_id, g.peer.name, token.text, began + settings.deadline)
+        try:
+            return relay.deliver(message)
         except NoHealthyServer:
             raise Problem(
                 503, "no-healthy-server", "No server is healthy just now.", retry_after=1
@@ -82,10 +108,12 @@ def create_app(settings: CoordinatorSettings, started: float) -> Flask:
             raise Problem(
                 504, "deadline-passed", f"No server answered within {settings.deadline:g} s."
             ) from None
-        response = answer_client(outcome, token)
-        _log.info(
-            "Message %s from %s stored by %s", token.message_id.hex(), g.peer.name, outcome.server
-        )
-        return response
+        finally:
+            metrics.MESSAGE_SECONDS.add(time.monotonic() - began)
+
+    @app.get("/api/status", provide_automatic_options=False)
+    def show_status() -> Response:
+        metrics.publish()  # this worker's report is as old as the others' otherwise
+        return json_response(merge_reports(read_reports()))
 
     return app

@@ -31,9 +31,12 @@ class Endpoint(enum.Enum):
 
     COORDINATOR_DATA = (Role.COORDINATOR, "POST", "/api/data")
     COORDINATOR_HEALTH = (Role.COORDINATOR, "GET", "/healthz")
+    COORDINATOR_STATUS = (Role.COORDINATOR, "GET", "/api/status")
+    COORDINATOR_METRICS = (Role.COORDINATOR, "GET", "/metrics")
     SERVER_DATA = (Role.SERVER, "POST", "/api/data")
     SERVER_BATCH = (Role.SERVER, "POST", "/api/batch")
     SERVER_HEALTH = (Role.SERVER, "GET", "/healthz")
+    SERVER_METRICS = (Role.SERVER, "GET", "/metrics")
 
 
 MAY_CALL: Mapping[Endpoint, frozenset[Role]] = MappingProxyType(
@@ -41,9 +44,13 @@ MAY_CALL: Mapping[Endpoint, frozenset[Role]] = MappingProxyType(
         Endpoint.COORDINATOR_DATA: frozenset({Role.CLIENT}),
         # a service proves its own health to systemd with its own leaf
         Endpoint.COORDINATOR_HEALTH: frozenset({Role.COORDINATOR, Role.OPERATOR}),
+        # how much traffic there is, and from where it is stored, is nobody else's business
+        Endpoint.COORDINATOR_STATUS: frozenset({Role.OPERATOR}),
+        Endpoint.COORDINATOR_METRICS: frozenset({Role.OPERATOR}),
         Endpoint.SERVER_DATA: frozenset({Role.COORDINATOR}),
         Endpoint.SERVER_BATCH: frozenset({Role.COORDINATOR}),
         Endpoint.SERVER_HEALTH: frozenset({Role.COORDINATOR, Role.SERVER, Role.OPERATOR}),
+        Endpoint.SERVER_METRICS: frozenset({Role.OPERATOR}),
     }
 )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flask import Flask, Response, request
 
+from sealrelay import metrics
 from sealrelay.config import ServerSettings, load_keyrings
 from sealrelay.identity import Identity, IdentityRefused, Role, identify_certificate
 from sealrelay.seal import Keyring, Token, TokenMalformed, TokenNotOpened, parse_token
@@ -49,7 +50,7 @@ class Intake:
     def __init__(self, settings: ServerSettings, keyrings: Mapping[str, Keyring]) -> None:
         self._settings = settings
         self._keyrings = keyrings
-        self._writer = GroupCommit(open_store(settings.store))
+        self._writer = GroupCommit(open_store(settings.store), _note_commit)
 
     def prepare(self) -> None:
         """Check that the store is ready; waits for one that does not answer. Raises StoreError."""
@@ -79,10 +80,13 @@ class Intake:
 
         A message that is refused, or a store that fails, never decides over its neighbours.
         """
+        began = time.monotonic()
         opened = [self._open_safely(message) for message in messages]
         records = [entry for entry in opened if isinstance(entry, Record)]
-        outcomes = iter(self._store(records))
-        return [next(outcomes) if isinstance(entry, Record) else entry for entry in opened]
+        stored = iter(self._store(records))
+        outcomes = [next(stored) if isinstance(entry, Record) else entry for entry in opened]
+        _count(outcomes, time.monotonic() - began)
+        return outcomes
 
     def _open_safely(self, message: BatchMessage) -> Record | Outcome:
         try:
@@ -142,6 +146,18 @@ class Intake:
                 record.client,
             )
         return [Outcome(200, replayed=result.replayed, server=result.server) for result in stored]
+
+
+def _count(outcomes: Sequence[Outcome], seconds: float) -> None:
+    metrics.BATCH_MESSAGES.add(len(outcomes))
+    metrics.MESSAGE_SECONDS.add(seconds, len(outcomes))
+    for outcome in outcomes:
+        metrics.MESSAGES.add("replayed" if outcome.replayed else outcome.problem or "ok")
+
+
+def _note_commit(records: int, seconds: float) -> None:
+    metrics.COMMIT_MESSAGES.add(records)
+    metrics.COMMIT_SECONDS.add(seconds)
 
 
 def create_app(settings: ServerSettings, started: float) -> Flask:

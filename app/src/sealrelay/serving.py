@@ -21,8 +21,10 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
+from sealrelay import metrics
 from sealrelay.config import CoordinatorSettings, ServerSettings, ServiceSettings
 from sealrelay.errors import SealrelayError
+from sealrelay.processes import forget_process
 from sealrelay.store import StoreError
 from sealrelay.tls import describe_tls_error, make_server_context
 
@@ -91,6 +93,8 @@ class _Service(BaseApplication):
             "graceful_timeout": _grace(settings),
             "timeout": 30,
             "control_socket_disable": True,
+            "worker_exit": lambda _arbiter, _worker: metrics.publish(),
+            "child_exit": lambda _arbiter, worker: forget_process(worker.pid),
             "limit_request_line": 1024,
             "limit_request_fields": 50,
         }
@@ -121,14 +125,34 @@ class RelayWorker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: dict[greenlet, tuple[gevent.Timeout, float]] = {}
+        self._handshakes = 0
+        self._admitted = 0
+
+    def init_process(self) -> None:
+        metrics.refresh_with(self._publish_connections)  # in the worker's own process
+        super().init_process()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        if _shake_hands(client, addr[0]):
+        self._handshakes += 1
+        try:
+            good = _shake_hands(client, addr[0])
+        finally:
+            self._handshakes -= 1
+        if not good:
+            client.close()
+            return
+        self._admitted += 1
+        try:
             # A stopping worker has closed the listener by now, which is only asked for its
             # address; the connection knows it too.
             super().handle(client, client, addr)
-        else:
-            client.close()
+        finally:
+            self._admitted -= 1
+
+    def _publish_connections(self) -> None:
+        metrics.CONNECTIONS.labels("handshake").set(self._handshakes)
+        metrics.CONNECTIONS.labels("idle").set(len(self._idle))
+        metrics.CONNECTIONS.labels("busy").set(self._admitted - len(self._idle))
 
     @contextmanager
     def timeout_ctx(self) -> Iterator[None]:  # type: ignore[override] # gunicorn's hints lack it
@@ -182,11 +206,17 @@ def _shake_hands(client: ssl.SSLSocket, peer: str) -> bool:
     try:
         with gevent.Timeout(_HANDSHAKE_DEADLINE, TimeoutError("handshake not done in time")):
             client.do_handshake()
+    except TimeoutError as error:
+        metrics.REFUSED_CONNECTIONS.add("too-slow")
+        _log.info("Refused %s: %s", peer, error.strerror or error)
+        return False
     except ssl.SSLError as error:
+        metrics.REFUSED_CONNECTIONS.add("tls")
         _log.info("Refused %s: %s", peer, describe_tls_error(error))
         _let_read_alert(client)
         return False
     except OSError as error:
+        metrics.REFUSED_CONNECTIONS.add("lost")
         _log.info("Refused %s: %s", peer, error.strerror or error)
         return False
     return True

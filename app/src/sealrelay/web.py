@@ -15,7 +15,7 @@ import msgspec
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from sealrelay import __version__
+from sealrelay import __version__, metrics
 from sealrelay.config import ServiceSettings
 from sealrelay.identity import Endpoint, Identity, IdentityRefused, may_call
 from sealrelay.seal import Token, TokenMalformed, parse_token
@@ -31,6 +31,8 @@ closing with unread data resets the connection, and a reset can overtake the ans
 
 _BODY_DEADLINE = 20.0
 """Seconds for a body to arrive: who vanishes in the middle of one must not hold on to a place."""
+
+_LOOKED_AT = frozenset({"/healthz", "/metrics", "/api/status"})
 
 T = TypeVar("T")
 
@@ -66,9 +68,10 @@ class Problem(Exception):
 
 
 def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
-    """A Flask application that admits nobody but whom ``identity`` lets in, and ``GET /healthz``.
+    """A Flask application that admits nobody but whom ``identity`` lets in.
 
-    ``started`` is when the service was started, in seconds since the epoch.
+    It has ``GET /healthz`` and ``GET /metrics``. ``started`` is when the service was started, in
+    seconds since the epoch. Raises OSError or ValueError for TLS files that cannot be read.
     """
     app = Flask(name, static_folder=None)
     endpoints = {
@@ -94,8 +97,8 @@ def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
     @app.after_request
     def log_access(response: Response) -> Response:
         peer = g.peer.label if "peer" in g else "unidentified"
-        # probes come several times a second, and only what is unusual about them is news
-        quiet = request.path == "/healthz" and response.status_code == 200
+        # these come all the time, and only what is unusual about them is news
+        quiet = request.path in _LOOKED_AT and response.status_code == 200
         _access_log.log(
             logging.DEBUG if quiet else logging.INFO,
             'access peer=%s "%s %s" %d %.1fms',
@@ -124,7 +127,12 @@ def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
             }
         )
 
+    @app.get("/metrics", provide_automatic_options=False)
+    def show_metrics() -> Response:
+        return Response(metrics.scrape(settings.role), content_type=metrics.CONTENT_TYPE)
+
     app.config["CHECK_HEALTH"] = lambda: None
+    metrics.start(settings.role, settings.name, settings.tls, started)
     return app
 
 

@@ -18,6 +18,7 @@ from sealrelay.config import (
 )
 from sealrelay.errors import ConfigError, InputFileError
 from sealrelay.probe import check_current, probe_service
+from sealrelay.processes import share_folder
 from sealrelay.seal import generate_keyring
 
 config_option = click.option(
@@ -53,9 +54,10 @@ def coordinator(path: Path) -> None:
 def _run(path: Path, kind: type[ServerSettings] | type[CoordinatorSettings]) -> None:
     started = time.time()  # before the files are read: what changes meanwhile makes it outdated
     settings = load_settings(path, kind)
-    from sealrelay.serving import serve  # gunicorn and gevent, for services only
+    with share_folder():
+        from sealrelay.serving import serve  # gunicorn and gevent, for services only
 
-    serve(settings, started)
+        serve(settings, started)
 
 
 @click.command()

@@ -179,6 +179,16 @@ class Dispatch:
         """What is thought of a server."""
         return self._health[server]
 
+    @property
+    def waiting(self) -> int:
+        """New messages that no lane has taken yet."""
+        return self._waiting
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of their tokens."""
+        return self._waiting_bytes
+
     def enqueue(self, message: Message, now: float) -> None:
         """Take a message in. Raises QueueFull, or NoHealthyServer once patience has run out."""
         if self._out_of_patience(now):

@@ -19,6 +19,7 @@ from sealrelay.dispatch.decisions import (
     Message,
     NoHealthyServer,
 )
+from sealrelay.dispatch.observer import Observer
 from sealrelay.wire import Outcome
 
 _log = logging.getLogger("sealrelay.coordinator")
@@ -35,6 +36,7 @@ class Relay:
         dispatch: Dispatch,
         urls: dict[str, str],
         connect: Callable[[str], ServerConnection],
+        observer: Observer,
         *,
         lanes: int,
         attempt_timeout: float,
@@ -47,6 +49,7 @@ class Relay:
         self._dispatch = dispatch
         self._urls = urls
         self._connect = connect
+        self._observer = observer
         self._lanes = lanes
         self._attempt_timeout = attempt_timeout
         self._probe_interval = probe_interval
@@ -55,6 +58,7 @@ class Relay:
 
     def start(self) -> None:
         """Start the lanes, the probes and the look-out."""
+        self._observer.start()
         for _ in range(self._lanes):
             for server in self._urls:
                 lane = Lane(server)
@@ -87,6 +91,7 @@ class Relay:
 
     def _pump(self) -> None:
         while (attempt := self._dispatch.next_attempt(time.monotonic())) is not None:
+            self._observer.sent(attempt)
             self._inboxes[attempt.lane].put(attempt)
 
     def _run_lane(self, lane: Lane) -> None:
@@ -138,13 +143,16 @@ class Relay:
         if any(outcome.status == 503 for outcome in outcomes):
             self._note_failure(attempt, ServerFailed("answered 503 for a message"))
             return
+        self._observer.answered(attempt)
         for server in self._dispatch.succeed(attempt, finished, time.monotonic()):
+            self._observer.overtaken(server, attempt.lane.server)
             _log.warning("Server %s is slow: another one overtook it", self._urls[server])
 
     def _note_failure(self, attempt: Attempt, failure: ServerFailed) -> None:
         server = attempt.lane.server
         _log.warning("Server %s failed: %s", self._urls[server], failure)
         self._dispatch.fail(attempt, time.monotonic(), timed_out=failure.timed_out)
+        self._observer.failed(attempt, str(failure), timed_out=failure.timed_out)
 
     def _run_probe(self, server: str) -> None:
         connection = self._connect(server)
@@ -154,7 +162,9 @@ class Relay:
             try:
                 connection.probe(self._attempt_timeout)
             except ServerFailed as failure:
-                if self._dispatch.eject(server, time.monotonic()):
+                news = self._dispatch.eject(server, time.monotonic())
+                self._observer.probe_failed(server, str(failure))
+                if news:
                     _log.warning("Server %s failed: %s", self._urls[server], failure)
                     self._pump()  # what waited for it is another one's now
             except Exception:  # noqa: BLE001 - a bug must not end the probes
@@ -166,6 +176,7 @@ class Relay:
     def _note_probe(self, server: str, seconds: float) -> None:
         quick = seconds <= self._dispatch.hedge_delay.seconds
         if self._dispatch.readmit(server, time.monotonic(), quick=quick):
+            self._observer.readmitted(server)
             how = "healthy again" if quick else "back, but slow"
             _log.info("Server %s is %s", self._urls[server], how)
             self._pump()

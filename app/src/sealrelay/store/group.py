@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,8 +46,15 @@ class GroupCommit:
     no greenlet; each transaction takes all that waits, up to ``max_records``.
     """
 
-    def __init__(self, store: SqlStore, max_records: int = 1000) -> None:
+    def __init__(
+        self,
+        store: SqlStore,
+        note_commit: Callable[[int, float], None] = lambda _records, _seconds: None,
+        max_records: int = 1000,
+    ) -> None:
+        """``note_commit`` is told of each commit: how many records, and how many seconds."""
         self._store = store
+        self._note_commit = note_commit
         self._max_records = max_records
         self._waiting: list[tuple[Sequence[Record], AsyncResult[list[Stored]]]] = []
         self._writing = False
@@ -119,7 +127,9 @@ class GroupCommit:
     def _commit(self, group: list[tuple[Sequence[Record], AsyncResult[list[Stored]]]]) -> None:
         try:
             everything = [record for records, _ in group for record in records]
+            began = time.monotonic()
             outcome = self.run(lambda store: store.add(everything))
+            self._note_commit(len(everything), time.monotonic() - began)
         except Exception as error:  # noqa: BLE001 - handed to those who wait, whatever it is
             for _, answer in group:
                 answer.set_exception(error)

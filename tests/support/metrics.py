@@ -1,0 +1,49 @@
+"""What a service shows under /metrics, and an operator to ask for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.deployment import Deployment, Service
+from tests.support.http import ask
+from tests.support.pki import CLIENT_ONLY
+
+Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def operator_leaf(deployment: Deployment) -> Path:
+    """The folder of an operator's leaf."""
+    folder = deployment.folder / "operator-operator1"
+    if not folder.exists():
+        deployment.issue("operator", "operator1", hosts=(), usages=CLIENT_ONLY)
+    return folder
+
+
+class Metrics:
+    """One scrape."""
+
+    def __init__(self, text: str) -> None:
+        self.names = set()
+        self._figures: Figures = {}
+        for family in text_string_to_metric_families(text):
+            self.names.add(family.name + ("_total" if family.type == "counter" else ""))
+            for sample in family.samples:
+                key = (sample.name, frozenset(sample.labels.items()))
+                assert key not in self._figures, key
+                self._figures[key] = sample.value
+
+    def __call__(self, name: str, **labels: str) -> float | None:
+        """The figure with exactly these labels; None when there is none."""
+        return self._figures.get((name, frozenset(labels.items())))
+
+    def grown(self, before: Metrics, name: str, **labels: str) -> float:
+        """How much more it is than it was before."""
+        return (self(name, **labels) or 0.0) - (before(name, **labels) or 0.0)
+
+
+def scrape(deployment: Deployment, service: Service) -> Metrics:
+    answer = ask(service, operator_leaf(deployment), "GET", "/metrics")
+    assert answer.status == 200
+    return Metrics(answer.body.decode())
