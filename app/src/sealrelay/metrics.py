@@ -14,7 +14,15 @@ from pathlib import Path
 
 import gevent
 from cryptography import x509
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -53,7 +61,9 @@ class Definition:
 DEFINITIONS: dict[str, Definition] = {}
 """Every metric by its name."""
 
+_folder = shared_folder()  # as prometheus_client does, at import
 _registry = CollectorRegistry()
+disable_created_metrics()  # type: ignore[no-untyped-call] # they double what is shown
 _publishers: list[Callable[[], None]] = []
 _BOTH = frozenset({Role.COORDINATOR, Role.SERVER})
 _COORDINATOR = frozenset({Role.COORDINATOR})
@@ -293,11 +303,10 @@ class _Scrape(Collector):
         self._role = role
 
     def collect(self) -> Iterable[Metric]:
-        folder = shared_folder()
         everything: Iterable[Metric] = (
             _registry.collect()
-            if folder is None
-            else MultiProcessCollector(None, str(folder)).collect()  # type: ignore[no-untyped-call]
+            if _folder is None
+            else MultiProcessCollector(None, str(_folder)).collect()  # type: ignore[no-untyped-call]
         )
         return [metric for metric in everything if self._role in _definition_of(metric).services]
 

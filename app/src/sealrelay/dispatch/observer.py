@@ -68,7 +68,7 @@ class Observer:
             for reason in ("overtaken", "attempt", "probe"):
                 metrics.EJECTIONS.add(server, reason, amount=0)
             metrics.HEDGES.add(server, amount=0)
-        metrics.refresh_with(self._publish)
+        metrics.refresh_with(self.publish)
 
     def sent(self, attempt: Attempt) -> None:
         """A batch is on its way."""
@@ -118,7 +118,8 @@ class Observer:
         report.state, report.reason, report.since = state, reason, time.time()
         return True
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Set the gauges to what is now, and let other workers know."""
         metrics.QUEUE_MESSAGES.set(self._dispatch.waiting)
         metrics.QUEUE_BYTES.set(self._dispatch.waiting_bytes)
         metrics.QUEUE_LIMIT.set(self._limit)
