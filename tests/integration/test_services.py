@@ -222,7 +222,7 @@ def test_no_plaintext_and_no_payload_key_is_anywhere_in_the_coordinator(
         for secret in (*keys, *halves, b"-of-this-test"):
             assert secret not in held, f"{secret!r} in the {place}"
         if place.startswith("open file"):
-            assert not held.endswith((b".keys", b".db"))
+            assert not held.endswith((b".keys", b"messages.db"))
     # and what a server holds in its memory is found there
     held_by_server = b"".join(held for _, held in _places(deployed.servers[0]))
     assert any(half in held_by_server for half in halves)
