@@ -54,7 +54,8 @@ def test_every_problem_is_documented() -> None:
     ]
     names = set(
         re.findall(
-            r'(?:Problem\(\s*\d+, |_refused_body\(\s*\d+, |problem=)"([a-z-]+)"', "".join(sources)
+            r'(?:Problem\(\s*\d+, |_refused_body\(\s*environ, \d+, |problem=)"([a-z-]+)"',
+            "".join(sources),
         )
     )
     assert {"token-refused", "too-large", "no-healthy-server"} <= names

@@ -19,7 +19,7 @@ LAYERS = [
     {"tls"},
     {"config"},
     {"store", "wire"},
-    {"metrics"},
+    {"metrics", "replies"},
     {"web"},
     {"dispatch"},
     {"server", "coordinator"},

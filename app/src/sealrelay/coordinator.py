@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
-from flask import Flask, Response, g
+from flask import Flask, Response
 
 from sealrelay import metrics
 from sealrelay.config import CoordinatorSettings
@@ -16,12 +17,16 @@ from sealrelay.dispatch import DeadlinePassed, Message, NoHealthyServer, QueueFu
 from sealrelay.dispatch.connection import ServerConnection
 from sealrelay.dispatch.decisions import Dispatch, Limits
 from sealrelay.dispatch.observer import Observer, merge_reports
-from sealrelay.identity import Identity, Role
+from sealrelay.identity import Endpoint, Identity, Role
 from sealrelay.processes import read_reports
+from sealrelay.replies import Problem, Reply, message_reply
 from sealrelay.seal import Token
 from sealrelay.tls import make_client_context
-from sealrelay.web import Problem, answer_client, json_response, make_app, read_body, read_token
+from sealrelay.web import add_message_endpoint, json_response, make_app, read_body, read_token
 from sealrelay.wire import DataRequest, Outcome
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 _log = logging.getLogger("sealrelay.coordinator")
 
@@ -73,13 +78,12 @@ def create_app(settings: CoordinatorSettings, started: float) -> Flask:
     relay.start()
     app = make_app(__name__, settings, started)
 
-    @app.post("/api/data", provide_automatic_options=False)
-    def take_data() -> Response:
+    def take_data(peer: Identity, environ: WSGIEnvironment) -> Reply:
         result = "unexpected"
         try:
-            token = read_token(read_body(DataRequest, settings.max_body_bytes).data)
-            outcome = deliver(token)
-            response = answer_client(outcome, token)
+            token = read_token(read_body(environ, DataRequest, settings.max_body_bytes).data)
+            outcome = deliver(peer.name, token)
+            reply = message_reply(outcome, token)
             result = "replayed" if outcome.replayed else "ok"
         except Problem as problem:
             result = problem.name
@@ -87,13 +91,13 @@ def create_app(settings: CoordinatorSettings, started: float) -> Flask:
         finally:
             metrics.MESSAGES.add(result)
         _log.info(
-            "Message %s from %s stored by %s", token.message_id.hex(), g.peer.name, outcome.server
+            "Message %s from %s stored by %s", token.message_id.hex(), peer.name, outcome.server
         )
-        return response
+        return reply
 
-    def deliver(token: Token) -> Outcome:
+    def deliver(client: str, token: Token) -> Outcome:
         began = time.monotonic()
-        message = Message(token.message_id, g.peer.name, token.text, began + settings.deadline)
+        message = Message(token.message_id, client, token.text, began + settings.deadline)
         try:
             return relay.deliver(message)
         except NoHealthyServer:
@@ -116,4 +120,5 @@ def create_app(settings: CoordinatorSettings, started: float) -> Flask:
         metrics.publish()  # this worker's report is as old as the others' otherwise
         return json_response(merge_reports(read_reports()))
 
+    add_message_endpoint(app, settings, Endpoint.COORDINATOR_DATA, take_data)
     return app

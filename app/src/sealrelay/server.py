@@ -7,12 +7,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flask import Flask, Response, request
+from flask import Flask
 
 from sealrelay import metrics
 from sealrelay.config import ServerSettings, load_keyrings
-from sealrelay.identity import Identity, IdentityRefused, Role, identify_certificate
+from sealrelay.identity import Endpoint, Identity, IdentityRefused, Role, identify_certificate
+from sealrelay.replies import Problem, Reply, json_reply, message_reply
 from sealrelay.seal import Keyring, Token, TokenMalformed, TokenNotOpened, parse_token
 from sealrelay.store import (
     GroupCommit,
@@ -24,15 +26,11 @@ from sealrelay.store import (
     open_store,
 )
 from sealrelay.text import escape_text
-from sealrelay.web import (
-    Problem,
-    answer_client,
-    json_response,
-    make_app,
-    read_body,
-    read_token,
-)
+from sealrelay.web import add_message_endpoint, make_app, read_body, read_token
 from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, DataRequest, Outcome
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 _log = logging.getLogger("sealrelay.server")
 
@@ -170,25 +168,25 @@ def create_app(settings: ServerSettings, started: float) -> Flask:
     app = make_app(__name__, settings, started)
     app.config["CHECK_HEALTH"] = intake.check
 
-    @app.post("/api/batch", provide_automatic_options=False)
-    def take_batch() -> Response:
-        batch = read_body(BatchRequest, BATCH_BODY_FACTOR * settings.max_body_bytes)
-        return json_response(BatchAnswer(intake.take(batch.messages)))
+    def take_batch(_coordinator: Identity, environ: WSGIEnvironment) -> Reply:
+        batch = read_body(environ, BatchRequest, BATCH_BODY_FACTOR * settings.max_body_bytes)
+        return json_reply(BatchAnswer(intake.take(batch.messages)))
 
-    @app.post("/api/data", provide_automatic_options=False)
-    def take_data() -> Response:
-        client = _forwarded_client(settings.trust_domain)
-        data = read_body(DataRequest, settings.max_body_bytes).data
+    def take_data(_proxy: Identity, environ: WSGIEnvironment) -> Reply:
+        client = _forwarded_client(environ, settings.trust_domain)
+        data = read_body(environ, DataRequest, settings.max_body_bytes).data
         token = read_token(data)
         (outcome,) = intake.take([BatchMessage(client.name, data)])
-        return answer_client(outcome, token)
+        return message_reply(outcome, token)
 
+    add_message_endpoint(app, settings, Endpoint.SERVER_BATCH, take_batch)
+    add_message_endpoint(app, settings, Endpoint.SERVER_DATA, take_data)
     return app
 
 
-def _forwarded_client(trust_domain: str) -> Identity:
+def _forwarded_client(environ: WSGIEnvironment, trust_domain: str) -> Identity:
     """The client whose certificate a proxy with the coordinator role passes on (RFC 9440)."""
-    header = request.headers.get("Client-Cert", "")
+    header = environ.get("HTTP_CLIENT_CERT", "")
     try:
         if not (len(header) > 2 and header.startswith(":") and header.endswith(":")):
             raise IdentityRefused("the Client-Cert header is not one byte sequence")

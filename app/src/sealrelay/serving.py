@@ -59,6 +59,10 @@ def configure_logging(level: str) -> None:
         if journal
         else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     )
+    # Facts about each line that no line here shows, and that take time to find out: the Logging
+    # HOWTO of the Python documentation, "Optimization".
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 

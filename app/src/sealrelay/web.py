@@ -1,4 +1,9 @@
-"""What the endpoints of both services share: admission, bodies, problems, the access log."""
+"""What the endpoints of both services share: admission, bodies, the access log.
+
+Flask serves what is asked now and then. The endpoints that carry messages stand before it as plain
+WSGI: routing, contexts, request and response objects would cost as much as all else that a message
+needs on its way through a coordinator.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,10 @@ import logging
 import ssl
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import flask
 import gevent
 import msgspec
 from flask import Flask, Response, g, request
@@ -18,10 +23,13 @@ from werkzeug.exceptions import HTTPException
 from sealrelay import __version__, metrics
 from sealrelay.config import ServiceSettings
 from sealrelay.identity import Endpoint, Identity, IdentityRefused, may_call
+from sealrelay.replies import Problem, Reply, json_reply
 from sealrelay.seal import Token, TokenMalformed, parse_token
 from sealrelay.text import escape_text
 from sealrelay.tls import peer_identity
-from sealrelay.wire import Outcome
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _access_log = logging.getLogger("sealrelay.access")
 _log = logging.getLogger("sealrelay.web")
@@ -35,36 +43,6 @@ _BODY_DEADLINE = 20.0
 _LOOKED_AT = frozenset({"/healthz", "/metrics", "/api/status"})
 
 T = TypeVar("T")
-
-
-class Problem(Exception):
-    """An error that a caller is told as a problem document (RFC 9457).
-
-    ``detail`` is for the caller: never a key, a token, a plaintext or an internal state.
-    """
-
-    def __init__(
-        self, status: int, name: str, detail: str, *, retry_after: int | None = None
-    ) -> None:
-        super().__init__(detail)
-        self.status, self.name, self.detail, self.retry_after = status, name, detail, retry_after
-
-    def response(self) -> Response:
-        """The problem as an answer; ``type`` is ``urn:sealrelay:problem:<name>``."""
-        document = {
-            "type": f"urn:sealrelay:problem:{self.name}",
-            "title": self.name.replace("-", " ").capitalize(),
-            "status": self.status,
-            "detail": self.detail,
-        }
-        response = Response(
-            msgspec.json.encode(document), self.status, mimetype="application/problem+json"
-        )
-        if self.status == 408:
-            response.headers["Connection"] = "close"  # where the next request begins is unknown
-        if self.retry_after is not None:
-            response.headers["Retry-After"] = str(self.retry_after)
-        return response
 
 
 def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
@@ -83,36 +61,21 @@ def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
     @app.before_request
     def admit() -> None:
         g.began = time.perf_counter()
-        g.peer = _identify_peer()
+        g.peer = _identify_peer(request.environ)
         endpoint = endpoints.get((request.method, request.path))
         if endpoint is None:
             raise Problem(404, "no-such-endpoint", f"There is no {request.method} {request.path}.")
-        if not may_call(g.peer, endpoint, settings.trust_domain):
-            raise Problem(
-                403,
-                "role-not-allowed",
-                f"The role {g.peer.role.value} may not call {request.method} {request.path} here.",
-            )
+        _check_role(g.peer, endpoint, settings.trust_domain)
 
     @app.after_request
     def log_access(response: Response) -> Response:
-        peer = g.peer.label if "peer" in g else "unidentified"
-        # these come all the time, and only what is unusual about them is news
-        quiet = request.path in _LOOKED_AT and response.status_code == 200
-        _access_log.log(
-            logging.DEBUG if quiet else logging.INFO,
-            'access peer=%s "%s %s" %d %.1fms',
-            peer,
-            request.method,
-            escape_text(request.path),
-            response.status_code,
-            (time.perf_counter() - g.began) * 1000,
-        )
+        peer = g.peer if "peer" in g else None
+        _log_access(peer, request.method, request.path, response.status_code, g.began)
         return response
 
-    app.register_error_handler(Problem, Problem.response)
+    app.register_error_handler(Problem, lambda problem: _flask_response(problem.reply()))
     app.register_error_handler(HTTPException, _http_problem)
-    app.register_error_handler(Exception, _unexpected_problem)
+    app.register_error_handler(Exception, lambda _: _flask_response(_unexpected(request.path)))
 
     @app.get("/healthz", provide_automatic_options=False)
     def healthz() -> Response:
@@ -136,27 +99,63 @@ def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
     return app
 
 
-def json_response(value: object, status: int = 200) -> Response:
-    """An answer with ``value`` as JSON."""
-    return Response(msgspec.json.encode(value), status, mimetype="application/json")
+def add_message_endpoint(
+    app: Flask,
+    settings: ServiceSettings,
+    endpoint: Endpoint,
+    answer: Callable[[Identity, WSGIEnvironment], Reply],
+) -> None:
+    """Have ``answer`` called for an endpoint, with the peer and the WSGI environment (PEP 3333).
+
+    It may raise Problem. Admission and the access log are those of all other endpoints.
+    """
+    _, own_method, own_path = endpoint.value
+    others = app.wsgi_app
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != own_path or environ["REQUEST_METHOD"] != own_method:
+            return others(environ, start_response)
+        began = time.perf_counter()
+        peer = None
+        try:
+            peer = _identify_peer(environ)
+            _check_role(peer, endpoint, settings.trust_domain)
+            reply = answer(peer, environ)
+        except Problem as problem:
+            reply = problem.reply()
+        except Exception:  # noqa: BLE001 - logged, and told without what it says
+            reply = _unexpected(own_path)
+        _log_access(peer, own_method, own_path, reply.status, began)
+        reply.headers.append(("Content-Length", str(len(reply.body))))
+        start_response(reply.status_line, reply.headers)
+        return [reply.body]
+
+    app.wsgi_app = serve  # type: ignore[method-assign] # as Flask's documentation has it
 
 
-def read_body(kind: type[T], limit: int) -> T:
+def json_response(value: object) -> Response:
+    """Flask's form of an answer with ``value`` as JSON."""
+    return _flask_response(json_reply(value))
+
+
+def read_body(environ: WSGIEnvironment, kind: type[T], limit: int) -> T:
     """The request's JSON body of at most ``limit`` bytes, as ``kind``.
 
     Raises Problem: 411 without Content-Length (RFC 9110 §15.5.12), 413, 415, 400.
     """
-    length = request.content_length
-    if length is None or request.headers.get("Transfer-Encoding"):
-        raise _refused_body(411, "length-required", "Send the body with a Content-Length.")
+    stated = environ.get("CONTENT_LENGTH")
+    if not stated or "HTTP_TRANSFER_ENCODING" in environ:
+        raise _refused_body(environ, 411, "length-required", "Send the body with a Content-Length.")
+    length = int(stated)  # gunicorn has seen to it that these are digits
     if length > limit:
         raise _refused_body(
-            413, "too-large", f"The body has {length} bytes; the limit is {limit} bytes."
+            environ, 413, "too-large", f"The body has {length} bytes; the limit is {limit} bytes."
         )
-    if request.mimetype != "application/json":
-        raise _refused_body(415, "unsupported-type", "Send the body as application/json.")
+    media_type = environ.get("CONTENT_TYPE", "").partition(";")[0]
+    if media_type.strip().lower() != "application/json":
+        raise _refused_body(environ, 415, "unsupported-type", "Send the body as application/json.")
     with _body_deadline():
-        body = request.get_data(cache=False)
+        body = environ["wsgi.input"].read(length)
     if len(body) != length:
         raise Problem(400, "malformed", "The body ended before its Content-Length.")
     try:
@@ -175,22 +174,9 @@ def read_token(data: str) -> Token:
         raise Problem(400, "malformed", f"Not a sealed message: {error}.") from None
 
 
-def answer_client(outcome: Outcome, token: Token) -> Response:
-    """What a client is told of its message. Raises Problem for every outcome but 200."""
-    if outcome.status != 200:
-        retry_after = 1 if outcome.status in (503, 507) else None
-        raise Problem(outcome.status, outcome.problem, outcome.detail, retry_after=retry_after)
-    response = json_response({"result": "ok"})
-    response.headers["Message-Id"] = token.message_id.hex()
-    response.headers["Served-By"] = outcome.server
-    if outcome.replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return response
-
-
-def _identify_peer() -> Identity:
+def _identify_peer(environ: WSGIEnvironment) -> Identity:
     # gunicorn documents no other way to the connection; the key is its own
-    sock: ssl.SSLSocket = request.environ["gunicorn.socket"]
+    sock: ssl.SSLSocket = environ["gunicorn.socket"]
     try:
         return peer_identity(sock)
     except IdentityRefused as refused:
@@ -199,10 +185,34 @@ def _identify_peer() -> Identity:
         ) from None
 
 
-def _refused_body(status: int, name: str, detail: str) -> Problem:
+def _check_role(peer: Identity, endpoint: Endpoint, trust_domain: str) -> None:
+    if not may_call(peer, endpoint, trust_domain):
+        _, method, path = endpoint.value
+        raise Problem(
+            403,
+            "role-not-allowed",
+            f"The role {peer.role.value} may not call {method} {path} here.",
+        )
+
+
+def _log_access(peer: Identity | None, method: str, path: str, status: int, began: float) -> None:
+    # these come all the time, and only what is unusual about them is news
+    quiet = path in _LOOKED_AT and status == 200
+    _access_log.log(
+        logging.DEBUG if quiet else logging.INFO,
+        'access peer=%s "%s %s" %d %.1fms',
+        peer.label if peer else "unidentified",
+        method,
+        escape_text(path),
+        status,
+        (time.perf_counter() - began) * 1000,
+    )
+
+
+def _refused_body(environ: WSGIEnvironment, status: int, name: str, detail: str) -> Problem:
     left = _DRAIN_LIMIT
     with _body_deadline():
-        while left > 0 and (chunk := request.stream.read(min(left, 65536))):
+        while left > 0 and (chunk := environ["wsgi.input"].read(min(left, 65536))):
             left -= len(chunk)
     return Problem(status, name, detail)
 
@@ -213,11 +223,15 @@ def _body_deadline() -> gevent.Timeout:
     )
 
 
-def _http_problem(error: HTTPException) -> flask.typing.ResponseReturnValue:
+def _flask_response(reply: Reply) -> Response:
+    return Response(reply.body, reply.status, reply.headers)
+
+
+def _http_problem(error: HTTPException) -> Response:
     name = (error.name or "error").lower().replace(" ", "-")
-    return Problem(error.code or 500, name, error.description or "").response()
+    return _flask_response(Problem(error.code or 500, name, error.description or "").reply())
 
 
-def _unexpected_problem(_error: Exception) -> Any:
-    _log.exception("Unexpected error while answering %s", escape_text(request.path))
-    return Problem(500, "unexpected", "The service failed; its log says more.").response()
+def _unexpected(path: str) -> Reply:
+    _log.exception("Unexpected error while answering %s", escape_text(path))
+    return Problem(500, "unexpected", "The service failed; its log says more.").reply()
