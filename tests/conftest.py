@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.deployment import Deployment, Service
+from tests.support.postgres import Postgres, make_postgres
 
 # Machines are slow at times, and that is not what these tests are about.
 settings.register_profile(
@@ -17,6 +18,22 @@ settings.register_profile(
 settings.load_profile("sealrelay")
 
 _LOG_LINES = 40
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server that every test leaves running as it was; each makes its own database."""
+    with make_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a store without schema, of each kind in its turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/messages.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.make_database()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The store on a real SQLite file."""
+"""The store on a real SQLite file and on a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[SqlStore]:
+def store(store_url: str) -> Iterator[SqlStore]:
+    opened = open_store(store_url)
+    opened.migrate()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sqlite(path: Path) -> Iterator[SqlStore]:
     opened = open_store(url_of(path))
     opened.migrate()
     yield opened
@@ -52,9 +60,9 @@ def test_record_is_given_back_as_it_was_added(store: SqlStore) -> None:
     assert store.get(bytes(32)) is None
 
 
-def test_record_is_there_for_another_process_at_once(store: SqlStore, path: Path) -> None:
+def test_record_is_there_for_another_process_at_once(store: SqlStore, store_url: str) -> None:
     store.add([make_record(1)])
-    other = open_store(url_of(path), read_only=True)
+    other = open_store(store_url, read_only=True)
     assert other.count() == 1
     other.close()
 
@@ -92,7 +100,6 @@ _ADD_ALL = """
 import json, sys
 from sealrelay.store import Record, open_store
 store = open_store(sys.argv[1])
-store.migrate()
 print("ready", flush=True)
 sys.stdin.readline()
 new = []
@@ -104,10 +111,12 @@ print(json.dumps(new))
 """
 
 
-def test_of_two_processes_that_add_one_id_exactly_one_is_told_that_it_is_new(path: Path) -> None:
+def test_of_two_processes_that_add_one_id_exactly_one_is_told_that_it_is_new(
+    store: SqlStore, store_url: str
+) -> None:
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", _ADD_ALL, url_of(path), f"server{number}"],
+            [sys.executable, "-c", _ADD_ALL, store_url, f"server{number}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -124,9 +133,7 @@ def test_of_two_processes_that_add_one_id_exactly_one_is_told_that_it_is_new(pat
     new = [json.loads(writer.communicate(timeout=120)[0]) for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0]
     assert sorted(new[0] + new[1]) == list(range(200))
-    reader = open_store(url_of(path), read_only=True)
-    by_server = [int(record.server == "server1") for record in reader.newest()]
-    reader.close()
+    by_server = [int(record.server == "server1") for record in store.newest()]
     assert len(by_server) == 200
     assert sum(by_server) == len(new[0])
 
@@ -136,27 +143,27 @@ def _pragma(store: SqlStore, name: str) -> object:
         return connection.execute(text(f"PRAGMA {name}")).scalar_one()
 
 
-def test_every_commit_is_synced_to_disk(store: SqlStore) -> None:
+def test_every_commit_is_synced_to_disk(sqlite: SqlStore) -> None:
     """FULL is 2; with NORMAL a commit in WAL mode can be lost when the power fails."""
-    assert _pragma(store, "journal_mode") == "wal"
-    assert _pragma(store, "synchronous") == 2
-    store.close()  # and so after it has connected once more
-    assert _pragma(store, "synchronous") == 2
+    assert _pragma(sqlite, "journal_mode") == "wal"
+    assert _pragma(sqlite, "synchronous") == 2
+    sqlite.close()  # and so after it has connected once more
+    assert _pragma(sqlite, "synchronous") == 2
 
 
-def test_a_locked_database_is_waited_for(store: SqlStore, path: Path) -> None:
+def test_a_locked_database_is_waited_for(sqlite: SqlStore, path: Path) -> None:
     """Not for so long, though, that the coordinator gives up first (attempt_timeout, 2 s)."""
-    assert 1000 <= int(str(_pragma(store, "busy_timeout"))) < 2000
+    assert 1000 <= int(str(_pragma(sqlite, "busy_timeout"))) < 2000
 
 
-def test_locked_database_is_an_error_and_then_it_works_again(store: SqlStore, path: Path) -> None:
+def test_locked_database_is_an_error_and_then_it_works_again(sqlite: SqlStore, path: Path) -> None:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="locked"):
-        store.add([make_record(1)])
+        sqlite.add([make_record(1)])
     other.execute("ROLLBACK")
     other.close()
-    assert [answer.replayed for answer in store.add([make_record(1)])] == [False]
+    assert [answer.replayed for answer in sqlite.add([make_record(1)])] == [False]
 
 
 @pytest.mark.parametrize(
@@ -174,16 +181,16 @@ def test_read_only_store_never_creates_the_file(
     assert not path.exists()
 
 
-def test_read_only_store_cannot_add(store: SqlStore, path: Path) -> None:
+def test_read_only_store_cannot_add(sqlite: SqlStore, path: Path) -> None:
     reader = open_store(url_of(path), read_only=True)
     with pytest.raises(StoreError, match="readonly"):
         reader.add([make_record(1)])
     reader.close()
-    assert store.count() == 0
+    assert sqlite.count() == 0
 
 
-def test_reader_sees_what_is_stored_while_a_writer_is_at_work(store: SqlStore, path: Path) -> None:
-    store.add([make_record(1)])
+def test_reader_sees_what_is_stored_while_a_writer_is_at_work(sqlite: SqlStore, path: Path) -> None:
+    sqlite.add([make_record(1)])
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     reader = open_store(url_of(path), read_only=True)
@@ -202,22 +209,22 @@ def test_file_of_any_name_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "messages.db", "sqlite://", "sqlite:///", "postgresql://h/db", "mysql://h/db", "x://"],
+    ["", "messages.db", "sqlite://", "sqlite:///", "mysql://h/db", "x://", "postgresql://h/db?x=y"],
 )
-def test_url_of_anything_but_an_sqlite_file_is_refused(url: str) -> None:
+def test_url_of_anything_else_is_refused(url: str) -> None:
     with pytest.raises(StoreError, match="store's URL"):
         open_store(url)
 
 
-def test_full_store_takes_none_of_a_batch_and_works_when_there_is_room(store: SqlStore) -> None:
-    store.add([make_record(1)])
-    pages = int(str(_pragma(store, "page_count")))
-    _pragma(store, f"max_page_count = {pages + 4}")
+def test_full_store_takes_none_of_a_batch_and_works_when_there_is_room(sqlite: SqlStore) -> None:
+    sqlite.add([make_record(1)])
+    pages = int(str(_pragma(sqlite, "page_count")))
+    _pragma(sqlite, f"max_page_count = {pages + 4}")
     with pytest.raises(StoreFull):
-        store.add([make_record(number, size=2000) for number in range(2, 50)])
-    assert store.count() == 1  # the connection is a new one now, and its limit the default
-    assert len(store.add([make_record(2)])) == 1
-    assert store.count() == 2
+        sqlite.add([make_record(number, size=2000) for number in range(2, 50)])
+    assert sqlite.count() == 1  # the connection is a new one now, and its limit the default
+    assert len(sqlite.add([make_record(2)])) == 1
+    assert sqlite.count() == 2
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")

@@ -16,6 +16,10 @@ class StoreFull(StoreError):
     """There is no room left to store a message."""
 
 
+class ConnectionLost(StoreError):
+    """The connection to the database broke; another one may work at once."""
+
+
 class SchemaOutdated(StoreError):
     """The tables are missing, or older than this release needs."""
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, inspect, or_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    func,
+    inspect,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 
 from sealrelay.store.engines import Backend, make_backend
-from sealrelay.store.records import Record, SchemaOutdated, Stored, StoreError
+from sealrelay.store.records import ConnectionLost, Record, SchemaOutdated, Stored, StoreError
 from sealrelay.store.schema import REVISION, REVISION_TABLE, messages
+
+T = TypeVar("T")
 
 _Place = tuple[int, bytes]
 """Where a message stands in the order of arrival: when it was received (ms), and its id."""
@@ -47,8 +60,7 @@ class SqlStore:
         """The number of the newest migration that was applied here, if any. Raises StoreError."""
         if self._is_missing():
             return None
-        with self._transaction() as connection:
-            return _revision(connection)
+        return self._run(_revision)
 
     def check_schema(self) -> None:
         """Raises SchemaOutdated when the tables are older than this release needs, or StoreError.
@@ -83,34 +95,41 @@ class SqlStore:
         # Of an id that comes twice, the first; in order of ids, or two servers could deadlock.
         firsts = {record.message_id: record for record in reversed(records)}
         ids = sorted(firsts)
-        with self._transaction() as connection:
+
+        def insert(connection: Connection) -> dict[bytes, str]:
             new = self._backend.insert(connection, [firsts[key] for key in ids])
-            servers = self._servers(connection, [key for key in ids if key not in new])
+            there = [key for key in ids if key not in new]
+            return self._backend.find_servers(connection, there) if there else {}
+
+        if not records:
+            return []
+        replayed = self._run(insert)
         return [
             Stored(
-                replayed=record is not firsts[record.message_id] or record.message_id not in new,
-                server=servers.get(record.message_id) or firsts[record.message_id].server,
+                replayed=record.message_id in replayed or record is not firsts[record.message_id],
+                server=replayed.get(record.message_id, firsts[record.message_id].server),
             )
             for record in records
         ]
 
     def check(self) -> None:
         """Ask the database for an answer. Raises StoreError."""
-        with self._transaction() as connection:
-            connection.execute(select(1))
+        self._run(lambda connection: connection.execute(select(1)))
 
     def count(self, client: str | None = None) -> int:
         """The number of messages stored, of one client or of all. Raises StoreError."""
         query = select(func.count()).select_from(messages)
         if client is not None:
             query = query.where(messages.c.client == client)
-        with self._transaction() as connection:
-            return int(connection.execute(query).scalar_one())
+        return self._run(lambda connection: int(connection.execute(query).scalar_one()))
 
     def size_bytes(self) -> int:
         """The bytes that the store takes up, space to be used again included. Raises StoreError."""
-        with self._transaction() as connection:
-            return self._backend.size_bytes(connection)
+        return self._run(self._backend.size_bytes)
+
+    def find_risk(self) -> str | None:
+        """What an administrator should know of how safe messages are here. Raises StoreError."""
+        return self._run(self._backend.find_risk)
 
     def newest(self, client: str | None = None, limit: int | None = None) -> Iterator[Record]:
         """The newest ``limit`` messages (all by default), oldest first. Raises StoreError.
@@ -124,8 +143,7 @@ class SqlStore:
         query = query.order_by(messages.c.received_at, messages.c.id).limit(_WINDOW)
         following = query if start is None else query.where(_after(start, included=True))
         while True:
-            with self._transaction() as connection:
-                window = [Record(*row) for row in connection.execute(following)]
+            window = [Record(*row) for row in self._run(_fetch(following))]
             yield from window
             if len(window) < _WINDOW:
                 return
@@ -134,9 +152,8 @@ class SqlStore:
     def get(self, message_id: bytes) -> Record | None:
         """The message of that id, or None. Raises StoreError."""
         query = select(*_RECORD).where(messages.c.id == message_id)
-        with self._transaction() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else Record(*row)
+        rows = self._run(_fetch(query))
+        return Record(*rows[0]) if rows else None
 
     def end_stopped_writer(self) -> int | None:
         """End a process that was stopped while it wrote, and so keeps all others from writing.
@@ -170,6 +187,22 @@ class SqlStore:
             return False
         return False
 
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        """Do some work in a transaction.
+
+        On a connection that was opened before, and that turns out to be broken now, it is done once
+        more on another one: all that is done here may be done twice.
+        """
+        reused = self._open is not None
+        try:
+            with self._transaction() as connection:
+                return work(connection)
+        except ConnectionLost:
+            if not reused:
+                raise
+        with self._transaction() as connection:
+            return work(connection)
+
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         with self._turn():
@@ -190,27 +223,25 @@ class SqlStore:
             self._disconnect()  # what state it is in is unknown
             raise self._backend.explain(error) from None
 
-    def _servers(self, connection: Connection, ids: Sequence[bytes]) -> dict[bytes, str]:
-        """The servers that stored the messages of these ids."""
-        if not ids:
-            return {}
-        query = select(messages.c.id, messages.c.server).where(messages.c.id.in_(ids))
-        return {row.id: row.server for row in connection.execute(query)}
-
     def _nth_newest(self, query: Select[Any], number: int) -> _Place | None:
         newest_first = query.with_only_columns(messages.c.received_at, messages.c.id)
         newest_first = newest_first.order_by(messages.c.received_at.desc(), messages.c.id.desc())
-        with self._transaction() as connection:
-            row = connection.execute(newest_first.offset(number - 1).limit(1)).one_or_none()
-        return None if row is None else (row.received_at, row.id)
+        rows = self._run(_fetch(newest_first.offset(number - 1).limit(1)))
+        return (rows[0].received_at, rows[0].id) if rows else None
 
 
 def open_store(url: str, *, read_only: bool = False) -> SqlStore:
-    """The store at a URL, ``sqlite:////path/to/file``. Nothing is opened yet.
+    """The store at a URL: ``sqlite:////path/to/file`` or ``postgresql://user@host/database``.
+
+    Nothing is opened yet. Of a PostgreSQL URL's query, all of libpq's parameters are taken.
 
     A read-only store never creates the file. Raises StoreError for a URL that is none of ours.
     """
     return SqlStore(make_backend(url, read_only=read_only))
+
+
+def _fetch(query: Select[Any]) -> Callable[[Connection], Sequence[Row[Any]]]:
+    return lambda connection: connection.execute(query).all()
 
 
 def _revision(connection: Connection) -> str | None:
