@@ -74,6 +74,17 @@ install_packages() {
   } || die "could not install ${missing[*]}"
 }
 
+# Install PostgreSQL for tests that start servers of their own, without the server that
+# its package would make and start.
+install_postgresql() {
+  local settings=/etc/postgresql-common/createcluster.conf line='create_main_cluster = false'
+  package_installed postgresql && return
+  install_packages postgresql-common
+  as_root tee -a "$settings" >/dev/null <<<"$line"
+  install_packages postgresql
+  as_root sed -i "\|^$line\$|d" "$settings"
+}
+
 # Under sudo, what a user must be able to read or change belongs to that user.
 give_to_caller() {
   [[ -z ${SUDO_UID:-} ]] || chown "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" -- "$@"

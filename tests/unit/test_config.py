@@ -184,7 +184,9 @@ def test_absolute_paths_stay_as_they_are(client: Path, tmp_path: Path) -> None:
         ("server", '"sealrelay.internal"', '"Sealrelay.Internal"', "trust_domain", "regex"),
         ("server", '"sealrelay.internal"', '"sealrelay.internal\\n"', "trust_domain", "regex"),
         ("server", "sqlite:////nonexistent/", "sqlite:///", "store", "regex"),
-        ("server", "sqlite:////", "postgresql://host/", "store", "regex"),
+        ("server", "sqlite:////", "mysql://host/", "store", "regex"),
+        ("server", "sqlite:////", "postgresql://a host/", "store", "regex"),
+        ("server", "sqlite:////", "postgresql://[::1/", "store", "cannot be read"),
         ("server", "messages.db", "messages.db?mode=memory", "store", "regex"),
         ("server", '"server"', '"relay"', "service", "one of server, coordinator, client"),
         ("server", '"server"', "1", "service", "one of server, coordinator, client"),
@@ -221,6 +223,41 @@ def test_wrong_value_is_told_with_file_key_and_remedy(
     assert any(
         word in line for word in ("correct", "add it", "remove", "longer", "its own", "one of")
     )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:S3cret@host/db",
+        "postgresql://me:S3cret@host1:1,host2:2/db",
+        "postgresql://me:@host/db",
+        "postgresql://me@host/db?password=S3cret",
+        "postgresql:///db?user=me&password=S3cret",
+        "postgresql://me@host/db?sslpassword=S3cret",
+    ],
+)
+def test_password_in_the_stores_url_is_refused_and_not_repeated(server: Path, url: str) -> None:
+    _edit(server, "sqlite:////nonexistent/messages.db", url)
+    line = _refusal(server)
+    assert line.startswith(f"sealrelay: {server}: store: the URL holds a password")
+    assert "put it in a passfile" in line
+    assert "S3cret" not in line
+    assert "host" not in line
+
+
+def test_passfile_of_the_store_must_be_one_that_libpq_reads(server: Path, tmp_path: Path) -> None:
+    passfile = tmp_path / "passfile"
+    url = f"postgresql://me@host1:1,host2:2/db?passfile={passfile}&sslmode=verify-full"
+    _edit(server, "sqlite:////nonexistent/messages.db", url)
+    line = _refusal(server)
+    assert f"{passfile}: passfile in store of {server}: No such file or directory" in line
+    passfile.write_text("*:*:*:*:S3cret\n")
+    passfile.chmod(0o640)
+    line = _refusal(server)
+    assert f"{passfile}: passfile in store of {server}: others than its owner may use it" in line
+    assert "0600" in line
+    passfile.chmod(0o600)
+    assert load_settings(server, ServerSettings).store == url
 
 
 def test_settings_of_another_service_are_refused(server: Path, coordinator: Path) -> None:

@@ -52,7 +52,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[SqlStore]:
+def store(store_url: str) -> Iterator[SqlStore]:
+    """One without tables yet."""
+    opened = open_store(store_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sqlite(path: Path) -> Iterator[SqlStore]:
     opened = open_store(url_of(path))
     yield opened
     opened.close()
@@ -92,7 +100,7 @@ def test_migrating_again_changes_nothing(store: SqlStore) -> None:
     assert (store.revision(), store.count()) == (REVISION, 1)
 
 
-def test_store_of_the_release_before_migrations_is_adopted(store: SqlStore, path: Path) -> None:
+def test_store_of_the_release_before_migrations_is_adopted(sqlite: SqlStore, path: Path) -> None:
     record = make_record(1)
     before = sqlite3.connect(path)
     before.executescript(FIRST_SCHEMA)
@@ -100,19 +108,19 @@ def test_store_of_the_release_before_migrations_is_adopted(store: SqlStore, path
     before.commit()
     before.close()
     with pytest.raises(SchemaOutdated, match="missing"):
-        store.check_schema()
-    assert store.migrate()[0] == "0001"
-    store.check_schema()
-    assert store.get(record.message_id) == record
-    test_migrations_and_tables_say_the_same(store)
+        sqlite.check_schema()
+    assert sqlite.migrate()[0] == "0001"
+    sqlite.check_schema()
+    assert sqlite.get(record.message_id) == record
+    test_migrations_and_tables_say_the_same(sqlite)
 
 
-def test_release_before_migrations_goes_on_storing(store: SqlStore, path: Path) -> None:
-    store.migrate()
+def test_release_before_migrations_goes_on_storing(sqlite: SqlStore, path: Path) -> None:
+    sqlite.migrate()
     before = sqlite3.connect(path)
     before.execute(FIRST_INSERT, row_of(make_record(1)))
     before.commit()
-    assert [stored.replayed for stored in store.add([make_record(1), make_record(2)])] == [
+    assert [stored.replayed for stored in sqlite.add([make_record(1), make_record(2)])] == [
         True,
         False,
     ]

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from cryptography import x509
@@ -36,7 +36,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Bytes = Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)]
 # an absolute path: where a service is started from must not decide where messages are
-StoreUrl = Annotated[str, Meta(pattern=r"^sqlite:////[^?]+\Z")]
+StoreUrl = Annotated[str, Meta(pattern=r"^(sqlite:////[^?]+|postgresql://\S+)\Z")]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -270,12 +270,40 @@ def _check_values(path: Path, settings: Settings) -> None:
                 f"{path}: hedge_floor: {settings.hedge_floor:g} s is more than hedge_ceiling "
                 f"({settings.hedge_ceiling:g} s); correct one of them"
             )
-    elif settings.retention <= settings.token_ttl + MAX_CLOCK_SKEW:
+        return
+    _check_store(path, settings.store)
+    if settings.retention <= settings.token_ttl + MAX_CLOCK_SKEW:
         raise ConfigError(
             f"{path}: retention: {settings.retention} s is not longer than token_ttl "
             f"({settings.token_ttl} s) and a clock's skew ({MAX_CLOCK_SKEW} s), so a token could "
             f"be stored twice; make it longer"
         )
+
+
+def _check_store(path: Path, url: str) -> None:
+    """A store's URL holds no secret, and its passfile is one that libpq reads. Raises ConfigError.
+
+    The URL is not quoted.
+    """
+    try:
+        parts = urlsplit(url)
+        parameters = parse_qs(parts.query, keep_blank_values=True)
+        secret = parts.password is not None or {"password", "sslpassword"} & parameters.keys()
+    except ValueError:
+        raise ConfigError(f"{path}: store: the URL cannot be read; correct the value") from None
+    if secret:
+        raise ConfigError(
+            f"{path}: store: the URL holds a password, and settings files are no place for one; "
+            f"put it in a passfile that only its owner can read, and name that: ?passfile=/path"
+        )
+    for passfile in parameters.get("passfile", []):
+        what = f"passfile in store of {path}"
+        _read(Path(passfile), what, "create it, or correct the path")
+        if Path(passfile).stat().st_mode & 0o077:
+            raise ConfigError(
+                f"{passfile}: {what}: others than its owner may use it, so libpq would not; "
+                f"set its mode to 0600"
+            )
 
 
 def _check_tls(path: Path, settings: Settings) -> None:

@@ -56,7 +56,8 @@ class Intake:
         while True:
             try:
                 self._writer.run(SqlStore.check_schema)
-                return
+                risk = self._writer.run(SqlStore.find_risk)
+                break
             except SchemaOutdated:
                 raise
             except StoreError as error:
@@ -64,6 +65,8 @@ class Intake:
                     raise
                 _log.warning("Waiting for the store: %s", error)
                 time.sleep(0.2)
+        if risk is not None:
+            _log.warning("%s", risk)
 
     def check(self) -> None:
         """Raises Problem 503 when the store does not answer."""

@@ -80,13 +80,15 @@ def show_message(path: Path | None, as_json: bool, message_id: str) -> None:
 @contextmanager
 def _opened(path: Path | None) -> Iterator[tuple[SqlStore, dict[str, Keyring]]]:
     """The store of a server on this host, read-only, and its keyrings."""
-    settings = load_settings(path or _first_server(), ServerSettings)
+    path = path or _first_server()
+    settings = load_settings(path, ServerSettings)
     try:
         store = open_store(settings.store, read_only=True)
         yield store, load_keyrings(Path(settings.keyrings))
     except StoreError as error:
         raise ConfigError(
-            f"{settings.store}: {error}; start a server once, or run as root or the servers' group"
+            f"store of {path}: {error}; run `sealrelay migrate` first, or run this as root or as a "
+            f"member of the servers' group"
         ) from None
 
 
