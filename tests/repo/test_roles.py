@@ -66,6 +66,7 @@ def render(tmp_path: Path, role: str, template: str, **more: Any) -> str:
     variables = {
         **role_defaults(role),
         **(read_yaml(REPOSITORY / "roles" / role / "vars" / "main.yml") or {}),
+        "role_path": str(REPOSITORY / "roles" / role),
         **more,
     }
     out = tmp_path / "out"
@@ -134,16 +135,28 @@ def test_role_defaults_are_the_apps_defaults(role: str, kind: type[Settings]) ->
             assert defaults[f"{role}_{field.name}"] == field.default, field.name
 
 
-def test_units_run_sandboxed_and_prove_that_they_answer(tmp_path: Path) -> None:
-    for role, template in (
-        ("server", "sealrelay-server@.service.j2"),
-        ("coordinator", "sealrelay-coordinator.service.j2"),
-    ):
-        unit = render(tmp_path, role, template)
-        for line in ("ProtectSystem=strict", "NoNewPrivileges=yes", "Restart=on-failure"):
-            assert f"\n{line}\n" in unit
+UNITS = [
+    (path.parts[-3], path.name) for path in sorted(REPOSITORY.glob("roles/*/templates/*.service.j2"))
+]
+
+
+@pytest.mark.parametrize(("role", "template"), UNITS)
+def test_units_run_sandboxed_and_prove_that_they_answer(
+    tmp_path: Path, role: str, template: str
+) -> None:
+    unit = render(tmp_path, role, template)
+    sandbox = (REPOSITORY / "roles" / "runtime" / "files" / "sandbox.conf").read_text()
+    assert "\nProtectSystem=strict\n" in sandbox
+    assert unit.count(sandbox) == 1, "each unit has the one sandbox"
+    assert "\nTemporaryFileSystem=/etc/sealrelay:ro\n" in unit
+    assert re.search(r"^User=sealrelay-", unit, re.MULTILINE)
+    if "\nType=oneshot\n" not in unit:
+        assert "\nRestart=on-failure\n" in unit
         assert re.search(r"^ExecStartPost=\S+ probe .*--wait", unit, re.MULTILINE)
-        assert re.search(r"^User=sealrelay-", unit, re.MULTILINE)
+
+
+def test_there_are_units() -> None:
+    assert len(UNITS) >= 3
 
 
 def test_ports_are_the_same_wherever_they_are_told() -> None:
