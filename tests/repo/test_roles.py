@@ -160,7 +160,7 @@ def test_there_are_units() -> None:
 
 
 def test_ports_are_the_same_wherever_they_are_told() -> None:
-    for inventory in ("local", "lab"):
+    for inventory in ("local", "lab", "postgresql"):
         variables = read_yaml(REPOSITORY / "inventory" / inventory / "group_vars" / "all.yml")
         assert variables["server_ports"] == role_defaults("server")["server_ports"] == [5001, 5002]
         assert variables["coordinator_port"] == role_defaults("coordinator")["coordinator_port"]
