@@ -136,7 +136,8 @@ def test_role_defaults_are_the_apps_defaults(role: str, kind: type[Settings]) ->
 
 
 UNITS = [
-    (path.parts[-3], path.name) for path in sorted(REPOSITORY.glob("roles/*/templates/*.service.j2"))
+    (path.parts[-3], path.name)
+    for path in sorted((REPOSITORY / "roles").glob("*/templates/*.service.j2"))
 ]
 
 
