@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "app" / "src" / "sealrelay"
 
 # From the ground up; what stands on one line does not import each other.
 LAYERS = [
-    {"", "errors", "text", "processes"},
+    {"", "errors", "text", "processes", "quick"},
     {"identity", "seal"},
     {"tls"},
     {"config"},

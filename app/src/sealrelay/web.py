@@ -12,6 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -122,6 +123,7 @@ def add_message_endpoint(
             _check_role(peer, endpoint, settings.trust_domain)
             reply = answer(peer, environ)
         except Problem as problem:
+            _read_rest(environ)
             reply = problem.reply()
         except Exception:  # noqa: BLE001 - logged, and told without what it says
             reply = _unexpected(own_path)
@@ -145,15 +147,13 @@ def read_body(environ: WSGIEnvironment, kind: type[T], limit: int) -> T:
     """
     stated = environ.get("CONTENT_LENGTH")
     if not stated or "HTTP_TRANSFER_ENCODING" in environ:
-        raise _refused_body(environ, 411, "length-required", "Send the body with a Content-Length.")
+        raise Problem(411, "length-required", "Send the body with a Content-Length.")
     length = int(stated)  # gunicorn has seen to it that these are digits
     if length > limit:
-        raise _refused_body(
-            environ, 413, "too-large", f"The body has {length} bytes; the limit is {limit} bytes."
-        )
+        raise Problem(413, "too-large", f"The body has {length} bytes; the limit is {limit} bytes.")
     media_type = environ.get("CONTENT_TYPE", "").partition(";")[0]
     if media_type.strip().lower() != "application/json":
-        raise _refused_body(environ, 415, "unsupported-type", "Send the body as application/json.")
+        raise Problem(415, "unsupported-type", "Send the body as application/json.")
     with _body_deadline():
         body = environ["wsgi.input"].read(length)
     if len(body) != length:
@@ -209,12 +209,12 @@ def _log_access(peer: Identity | None, method: str, path: str, status: int, bega
     )
 
 
-def _refused_body(environ: WSGIEnvironment, status: int, name: str, detail: str) -> Problem:
+def _read_rest(environ: WSGIEnvironment) -> None:
+    """Read what is left of the body of a refused request, within bounds."""
     left = _DRAIN_LIMIT
-    with _body_deadline():
+    with suppress(TimeoutError), gevent.Timeout(_BODY_DEADLINE, TimeoutError()):
         while left > 0 and (chunk := environ["wsgi.input"].read(min(left, 65536))):
             left -= len(chunk)
-    return Problem(status, name, detail)
 
 
 def _body_deadline() -> gevent.Timeout:

@@ -1,0 +1,192 @@
+"""A short way for requests that carry messages: read, hand to the application, answer.
+
+gunicorn reads every request that HTTP allows, and makes a WSGI environment of some thirty entries
+for each. What our clients and coordinators send has one plain shape, which one regular expression
+knows. A request of any other shape, however slightly, is given back unread, and gunicorn serves the
+connection from there on. So this may be narrow, and must never be wider than gunicorn: the tests
+compare both.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+
+_LARGEST_HEAD = 8192
+"""Bytes. A longer head is gunicorn's to judge."""
+
+# No underscore in a field's name: in a WSGI environment it would pass for a hyphen.
+_HEAD = re.compile(
+    rb"POST (?P<path>/[a-z/]+) HTTP/1\.1\r\n"
+    rb"(?P<fields>(?:[A-Za-z0-9-]+:[\x20-\x7e]*\r\n){1,40})"
+    rb"\r\n"
+)
+_KEPT = {
+    "CONTENT-LENGTH": "CONTENT_LENGTH",
+    "CONTENT-TYPE": "CONTENT_TYPE",
+    "CLIENT-CERT": "HTTP_CLIENT_CERT",
+}
+"""The fields that the endpoints look at, and their names in WSGI."""
+_HARMLESS = {"HOST", "USER-AGENT", "ACCEPT", "ACCEPT-ENCODING", "VIA"}
+_LENGTH = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
+
+
+class Stream(Protocol):
+    """What is needed of a connection."""
+
+    def recv(self, size: int, /) -> bytes: ...
+    def sendall(self, data: bytes, /) -> None: ...
+
+
+class Head:
+    """The head of a request: its path, the fields that matter, and where its body begins."""
+
+    __slots__ = ("fields", "length", "path", "size")
+
+    def __init__(self, path: str, fields: dict[str, str], length: int, size: int) -> None:
+        self.path, self.fields, self.length, self.size = path, fields, length, size
+
+
+def read_head(data: bytes, paths: frozenset[str]) -> Head | None:
+    """The head that ``data`` begins with, when it is plain and asks for one of these paths.
+
+    RFC 9112 in its strictest form: POST, HTTP/1.1, CRLF, no field twice, a Content-Length, and
+    nothing that changes how the message is framed or the connection kept.
+    """
+    match = _HEAD.match(data, 0, _LARGEST_HEAD)
+    if match is None:
+        return None
+    path = match["path"].decode("ascii")
+    if path not in paths:
+        return None
+    kept: dict[str, str] = {}
+    seen: set[str] = set()
+    for line in match["fields"].decode("ascii").split("\r\n")[:-1]:
+        name, _, value = line.partition(":")
+        name, value = name.upper(), value.strip(" ")
+        if name in seen:
+            return None
+        seen.add(name)
+        if name in _KEPT:
+            kept[_KEPT[name]] = value
+        elif name == "CONNECTION":
+            if value.lower() != "keep-alive":
+                return None
+        elif name not in _HARMLESS and not name.startswith("X-"):
+            return None
+    stated = kept.get("CONTENT_LENGTH", "")
+    if "HOST" not in seen or not _LENGTH.fullmatch(stated):
+        return None
+    return Head(path, kept, int(stated), match.end())
+
+
+class Body:
+    """A request's body: what has come with its head, then what the connection brings."""
+
+    def __init__(self, stream: Stream, arrived: bytes, length: int) -> None:
+        self._stream, self._arrived, self._left = stream, arrived, length
+
+    def read(self, size: int) -> bytes:
+        """The next ``size`` bytes, fewer only at the end of the body or of the connection.
+
+        Raises OSError.
+        """
+        size = min(size, self._left)
+        while len(self._arrived) < size:
+            chunk = self._stream.recv(65536)
+            if not chunk:
+                break
+            self._arrived += chunk
+        data, self._arrived = self._arrived[:size], self._arrived[size:]
+        self._left -= len(data)
+        return data
+
+    @property
+    def left(self) -> int:
+        """Bytes of the body that nobody has read."""
+        return self._left
+
+    @property
+    def beyond(self) -> bytes:
+        """What has come after the body."""
+        return self._arrived
+
+
+class _Dates:
+    """The time of day for answers (RFC 9110 §6.6.1), made once a second."""
+
+    def __init__(self) -> None:
+        self._second, self._text = 0, ""
+
+    def now(self) -> str:
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._text = second, formatdate(second, usegmt=True)
+        return self._text
+
+
+_dates = _Dates()
+
+
+def serve(
+    stream: Stream,
+    await_request: Callable[[], bytes],
+    application: WSGIApplication,
+    paths: frozenset[str],
+    stopping: Callable[[], bool],
+) -> bytes | None:
+    """Serve a connection's requests for as long as they are plain.
+
+    ``await_request`` reads the beginning of the next one, or nothing when there is none to come;
+    ``application`` is called with the few entries of an environment that the endpoints at ``paths``
+    look at; once ``stopping``, the next answer is the last. Returns what was read of a request that
+    is not plain, or None when the connection is over. Raises OSError.
+    """
+    data = b""
+    while True:
+        data = data or await_request()
+        if not data:
+            return None
+        head = read_head(data, paths)
+        if head is None:
+            return data
+        body = Body(stream, data[head.size :], head.length)
+        environ: WSGIEnvironment = {
+            "REQUEST_METHOD": "POST",
+            "PATH_INFO": head.path,
+            "gunicorn.socket": stream,
+            "wsgi.input": body,
+            **head.fields,
+        }
+        last = _answer(stream, application, environ, stopping())
+        if last or body.left:  # of what nobody wanted, the application has read what is bearable
+            return None
+        data = body.beyond
+
+
+def _answer(
+    stream: Stream, application: WSGIApplication, environ: WSGIEnvironment, last: bool
+) -> bool:
+    """Have one request answered. Whether the answer says that it is the last."""
+    lines: list[str] = []
+
+    def start_response(
+        status: str, fields: list[tuple[str, str]], _exc_info: object = None, /
+    ) -> Callable[[bytes], object]:
+        lines.append(f"HTTP/1.1 {status}\r\nDate: {_dates.now()}\r\n")
+        lines.extend(f"{name}: {value}\r\n" for name, value in fields)
+        return stream.sendall
+
+    chunks: Iterable[bytes] = application(environ, start_response)
+    closes = "Connection: close\r\n" in lines
+    if last and not closes:
+        lines.append("Connection: close\r\n")
+    lines.append("\r\n")
+    stream.sendall(b"".join(["".join(lines).encode("latin-1"), *chunks]))
+    return last or closes
