@@ -116,6 +116,36 @@ def test_idle_servers_take_turns() -> None:
     assert served == ["s1", "s2", "s1", "s2"]
 
 
+def test_server_gets_another_batch_only_when_its_last_is_held_up() -> None:
+    dispatch = make_dispatch("s1")
+    add_lanes(dispatch, "s1", "s1", "s1")
+    first, second, third = make_message(), make_message(), make_message()
+    enqueue(dispatch, first)
+    attempt = take(dispatch, 0.0)
+    enqueue(dispatch, second, third)
+    assert dispatch.next_attempt(HEDGE / 4) is None
+    assert dispatch.next_look(HEDGE / 4) <= HEDGE / 4, "it is seen to in time"
+    assert take(dispatch, HEDGE / 2).batch == [second, third]
+    answer(dispatch, attempt, HEDGE / 2)
+    enqueue(dispatch, make_message())
+    assert dispatch.next_attempt(HEDGE / 2) is None, "the newest counts"
+    assert take(dispatch, HEDGE).lane.server == "s1"
+
+
+def test_looks_are_as_far_apart_as_nothing_can_be_late() -> None:
+    dispatch = make_dispatch()
+    add_lanes(dispatch, "s1", "s2")
+    assert dispatch.next_look(0.0) == pytest.approx(HEDGE)
+    enqueue(dispatch, make_message())
+    attempt = take(dispatch, 0.0)
+    assert dispatch.next_look(HEDGE / 4) == pytest.approx(HEDGE * 3 / 4)
+    assert 0 < dispatch.next_look(5.0) < HEDGE / 4, "late, and not hedged yet"
+    assert dispatch.hedge(5.0) == 1
+    answer(dispatch, attempt, 5.0)
+    assert dispatch.next_attempt(5.0) is None, "the repeat is not needed any more"
+    assert dispatch.next_look(5.0) == pytest.approx(HEDGE)
+
+
 def test_servers_take_turns_again_after_one_was_down() -> None:
     """All of its lanes are idle then, and still it gets every other message, not all."""
     dispatch = make_dispatch()
@@ -145,10 +175,10 @@ def test_what_waits_goes_as_one_batch_in_its_order() -> None:
 
 
 def test_batch_is_capped_by_bytes_but_takes_at_least_one_message() -> None:
-    dispatch = make_dispatch(max_batch=10)
+    dispatch = make_dispatch("s1", "s2", "s3", max_batch=10)
     large, small, next_one = make_message(size=5000), make_message(size=600), make_message(size=500)
     enqueue(dispatch, large, small, next_one)
-    add_lanes(dispatch, "s1", "s2", "s1")
+    add_lanes(dispatch, "s1", "s2", "s3")
     assert [take(dispatch).batch for _ in range(3)] == [[large], [small], [next_one]]
 
 
@@ -392,49 +422,42 @@ def test_budget_pays_for_a_share_of_the_messages() -> None:
     assert sum(budget.spend() for _ in range(100)) in (19, 20)
 
 
+def count_sent(dispatch: Dispatch, now: float) -> int:
+    """How many messages all lanes that have room are given now."""
+    sent = 0
+    while (attempt := dispatch.next_attempt(now)) is not None:
+        sent += len(attempt.batch)
+    return sent
+
+
 def test_hedges_and_repeats_after_time_outs_stay_within_the_budget() -> None:
-    dispatch = make_dispatch(max_batch=1, max_waiting=1000, retry_share=0.2)
-    lanes = add_lanes(dispatch, *["s1"] * 200, *["s2"] * 200)
+    dispatch = make_dispatch(max_batch=200, max_batch_bytes=10**6, max_waiting=1000)
+    add_lanes(dispatch, *["s1"] * 100, *["s2"] * 100)
     enqueue(dispatch, *(make_message(deadline=1e9) for _ in range(200)))
-    attempts = [take(dispatch) for _ in range(200)]
-    assert len(lanes) == 400
+    attempt = take(dispatch)
+    assert len(attempt.batch) == 200
     hedged = dispatch.hedge(HEDGE)
     assert 40 <= hedged <= 51
-    for attempt in attempts:
-        dispatch.fail(attempt, 2.0, timed_out=True)
-    dispatch.readmit("s1", 0.0, quick=True)
-    dispatch.readmit("s2", 0.0, quick=True)
-    repeats = 0
-    while dispatch.next_attempt(2.0) is not None:
-        repeats += 1
-    assert repeats <= 51
+    dispatch.fail(attempt, 2.0, timed_out=True)
+    dispatch.readmit(attempt.lane.server, 2.0, quick=True)
+    assert count_sent(dispatch, 2.0) <= 51
     # what could not be paid for is not lost: new messages pay for it, and so does time
-    assert dispatch.has_unpaid_repeats
     enqueue(dispatch, *(make_message(deadline=1e9) for _ in range(10)))
-    sent = 0
-    while dispatch.next_attempt(2.0) is not None:
-        sent += 1
-    assert sent > 10
-    sent = 0
-    for second in range(3, 60):
-        while dispatch.next_attempt(float(second)) is not None:
-            sent += 1
-    assert sent > 100
-    assert not dispatch.has_unpaid_repeats
+    assert 10 < count_sent(dispatch, 3.0) < 30
+    assert sum(count_sent(dispatch, float(second)) for second in range(4, 60)) > 100
 
 
 def test_nobody_pays_for_what_nobody_waits_for() -> None:
-    dispatch = make_dispatch(max_batch=1, max_waiting=1000, retry_share=0.0)
-    add_lanes(dispatch, *["s1"] * 60, *["s2"] * 60)
+    dispatch = make_dispatch(max_batch=60, max_batch_bytes=10**6, max_waiting=100, retry_share=0.0)
+    add_lanes(dispatch, "s1", "s2")
     messages = [make_message(deadline=1e9) for _ in range(60)]
     enqueue(dispatch, *messages)
-    for attempt in [take(dispatch) for _ in range(60)]:
-        dispatch.fail(attempt, 2.0, timed_out=True)
+    dispatch.fail(take(dispatch), 2.0, timed_out=True)
     for message in messages:
         dispatch.finish(message)
     dispatch.readmit("s1", 2.0, quick=True)
     assert dispatch.next_attempt(2.0) is None
-    assert not dispatch.has_unpaid_repeats
+    assert dispatch.next_look(2.0) > 0.01, "nothing waits any more"
 
 
 def test_late_failure_says_nothing_of_a_server_that_was_let_in_since() -> None:
@@ -454,14 +477,13 @@ def test_late_failure_says_nothing_of_a_server_that_was_let_in_since() -> None:
 
 def test_repeats_after_a_refused_connection_are_free() -> None:
     """The server never got the batch, so sending it to another one repeats nothing."""
-    dispatch = make_dispatch(max_batch=1, max_waiting=1000, retry_share=0.0)
-    add_lanes(dispatch, *["s1"] * 50)
+    dispatch = make_dispatch(max_batch=50, max_batch_bytes=10**6, max_waiting=100, retry_share=0.0)
+    add_lanes(dispatch, "s1")
     enqueue(dispatch, *(make_message() for _ in range(50)))
-    attempts = [take(dispatch) for _ in range(50)]
-    add_lanes(dispatch, *["s2"] * 50)
-    for attempt in attempts:
-        dispatch.fail(attempt, 0.0, timed_out=False)
-    assert len([take(dispatch) for _ in range(50)]) == 50
+    attempt = take(dispatch)
+    add_lanes(dispatch, "s2")
+    dispatch.fail(attempt, 0.0, timed_out=False)
+    assert count_sent(dispatch, 0.0) == 50
 
 
 @pytest.mark.parametrize("error", [QueueFull, NoHealthyServer, DeadlinePassed])

@@ -13,10 +13,10 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIEnvironment
 
 _LARGEST_HEAD = 8192
 """Bytes. A longer head is gunicorn's to judge."""
@@ -35,6 +35,10 @@ _KEPT = {
 """The fields that the endpoints look at, and their names in WSGI."""
 _HARMLESS = {"HOST", "USER-AGENT", "ACCEPT", "ACCEPT-ENCODING", "VIA"}
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
+
+
+Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
+"""A WSGI application (PEP 3333)."""
 
 
 class Stream(Protocol):
@@ -137,7 +141,7 @@ _dates = _Dates()
 def serve(
     stream: Stream,
     await_request: Callable[[], bytes],
-    application: WSGIApplication,
+    application: Application,
     paths: frozenset[str],
     stopping: Callable[[], bool],
 ) -> bytes | None:
@@ -170,9 +174,7 @@ def serve(
         data = body.beyond
 
 
-def _answer(
-    stream: Stream, application: WSGIApplication, environ: WSGIEnvironment, last: bool
-) -> bool:
+def _answer(stream: Stream, application: Application, environ: WSGIEnvironment, last: bool) -> bool:
     """Have one request answered. Whether the answer says that it is the last."""
     lines: list[str] = []
 

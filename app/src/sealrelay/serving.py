@@ -10,10 +10,11 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gevent
+from gevent.ssl import SSLSocket
 from greenlet import greenlet
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
@@ -21,9 +22,10 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
-from sealrelay import metrics
+from sealrelay import metrics, quick
 from sealrelay.config import CoordinatorSettings, ServerSettings, ServiceSettings
 from sealrelay.errors import SealrelayError
+from sealrelay.identity import Endpoint
 from sealrelay.processes import forget_process
 from sealrelay.store import StoreError
 from sealrelay.tls import describe_tls_error, make_server_context
@@ -78,12 +80,12 @@ class _Service(BaseApplication):
     """gunicorn, told by our settings what to do, and by nothing else."""
 
     def __init__(self, settings: ServiceSettings, started: float) -> None:
-        self._settings = settings
+        self.settings = settings
         self._started = started
         super().__init__()
 
     def load_config(self) -> None:
-        settings = self._settings
+        settings = self.settings
         options: dict[str, object] = {
             "bind": settings.bind,
             "workers": settings.workers,
@@ -108,19 +110,19 @@ class _Service(BaseApplication):
     def load(self) -> Callable[..., Any]:
         # Imported here, in the worker, after gevent has patched what these modules import.
         try:
-            if isinstance(self._settings, ServerSettings):
+            if isinstance(self.settings, ServerSettings):
                 from sealrelay import server
 
-                return server.create_app(self._settings, self._started)
+                return server.create_app(self.settings, self._started)
             from sealrelay import coordinator
 
-            return coordinator.create_app(self._settings, self._started)
+            return coordinator.create_app(self.settings, self._started)
         except (SealrelayError, StoreError) as error:
             logging.getLogger("sealrelay").error("%s", error)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
 
     def _make_handshaker(self, _conf: Config, _default: object) -> _DeferredHandshake:
-        return _DeferredHandshake(make_server_context(self._settings.tls))
+        return _DeferredHandshake(make_server_context(self.settings.tls))
 
 
 class RelayWorker(GeventWorker):
@@ -130,6 +132,12 @@ class RelayWorker(GeventWorker):
         super().__init__(*args, **kwargs)
         self._idle: dict[greenlet, tuple[gevent.Timeout, float]] = {}
         self._handshakes = 0
+        service: Any = self.app
+        self._message_paths = frozenset(
+            path
+            for service_role, method, path in (endpoint.value for endpoint in Endpoint)
+            if service_role is service.settings.role and method == "POST"
+        )
         self._admitted = 0
 
     def init_process(self) -> None:
@@ -147,11 +155,28 @@ class RelayWorker(GeventWorker):
             return
         self._admitted += 1
         try:
-            # A stopping worker has closed the listener by now, which is only asked for its
-            # address; the connection knows it too.
-            super().handle(client, client, addr)
+            self._serve(client, addr)
         finally:
             self._admitted -= 1
+
+    def _serve(self, client: _Connection, addr: Any) -> None:
+        def await_request() -> bytes:
+            with self.timeout_ctx():
+                return client.recv(65536)
+            return b""  # it was ended from outside
+
+        rest = None
+        with suppress(OSError):  # the peer has left
+            rest = quick.serve(
+                client, await_request, self.wsgi, self._message_paths, lambda: not self.alive
+            )
+        if rest is None:
+            client.close()
+            return
+        client.unread(rest)
+        # A stopping worker has closed the listener by now, which is only asked for its address; the
+        # connection knows it too.
+        super().handle(client, client, addr)
 
     def _publish_connections(self) -> None:
         metrics.CONNECTIONS.labels("handshake").set(self._handshakes)
@@ -191,12 +216,29 @@ class RelayWorker(GeventWorker):
             connection.throw(timer)
 
 
+class _Connection(SSLSocket):
+    """An accepted connection, which takes back what was read of a request."""
+
+    _unread = b""
+
+    def unread(self, data: bytes) -> None:
+        self._unread = data
+
+    def recv(self, *args: Any) -> bytes:
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
+        received: bytes = super().recv(*args)
+        return received
+
+
 class _DeferredHandshake:
     """Stands where gunicorn and gevent expect an SSL context: wraps now, leaves the handshake to
     ``RelayWorker.handle``, which can bound it and answer for it."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
+        context.sslsocket_class = _Connection
 
     def wrap_socket(self, sock: socket.socket, **_options: Any) -> ssl.SSLSocket:
         try:

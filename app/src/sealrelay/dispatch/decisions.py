@@ -18,6 +18,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+_SHORTEST_LOOK = 0.01
+"""Seconds between two looks at what is late, at least."""
+
 
 class DispatchError(Exception):
     """A message that will not be delivered. It may or may not have been stored."""
@@ -167,6 +170,8 @@ class Dispatch:
         self._waiting = 0
         self._waiting_bytes = 0
         self._idle: dict[str, deque[Lane]] = {server: deque() for server in self._health}
+        self._in_flight = dict.fromkeys(self._health, 0)  # open attempts of each server
+        self._last_began = dict.fromkeys(self._health, -math.inf)  # when its newest began
         self._turns = list(self._health)  # who took a batch last comes last
         self._open: dict[Attempt, None] = {}  # in the order in which they began
         self._budget = Budget(limits.retry_share)
@@ -216,15 +221,26 @@ class Dispatch:
         """A lane of the server whose turn it is, with a batch; None when none can take anything."""
         self._pay_repeats(now)
         for server in self._turns:
-            if self._idle[server] and (batch := self._take_batch(server, now)):
+            if self._has_room(server, now) and (batch := self._take_batch(server, now)):
                 self._turns.remove(server)
                 self._turns.append(server)
                 attempt = Attempt(self._idle[server].popleft(), batch, began=now)
                 for message in batch:
                     message.trying[server] = attempt
                 self._open[attempt] = None
+                self._in_flight[server] += 1
+                self._last_began[server] = now
                 return attempt
         return None
+
+    def _has_room(self, server: str, now: float) -> bool:
+        """Whether a server may be given a batch: in another lane only once its last is held up.
+
+        So what comes in the meantime goes in one batch, as long as answers come soon, and a message
+        that takes its time, or a large one, does not keep the others waiting.
+        """
+        held_up = now - self._last_began[server] >= self.hedge_delay.seconds / 2
+        return bool(self._idle[server]) and (held_up or not self._in_flight[server])
 
     def succeed(self, attempt: Attempt, finished: Sequence[Message], now: float) -> list[str]:
         """A server has answered for its batch. ``finished``: those whose first answer this is.
@@ -279,10 +295,14 @@ class Dispatch:
         self._all_down_since = None
         return self._health[server] is not before
 
-    @property
-    def has_unpaid_repeats(self) -> bool:
-        """Whether messages wait until a repeat is paid for; time pays, too."""
-        return bool(self._unpaid)
+    def next_look(self, now: float) -> float:
+        """When to see again what ``hedge``, ``give_up`` and ``next_attempt`` have, in seconds."""
+        if self._waiting or self._repeats or self._unpaid or self._all_down_since is not None:
+            return _SHORTEST_LOOK
+        first = next((attempt.began for attempt in self._open if not attempt.hedged), now)
+        # What begins later is late later still, at least by the floor.
+        due = min(first + self.hedge_delay.seconds - now, self._limits.hedge_floor)
+        return max(_SHORTEST_LOOK, due)
 
     def hedge(self, now: float) -> int:
         """Offer what is late to another server as well; returns how many messages.
@@ -334,6 +354,7 @@ class Dispatch:
 
     def _close(self, attempt: Attempt) -> None:
         del self._open[attempt]
+        self._in_flight[attempt.lane.server] -= 1
         for message in attempt.batch:
             del message.trying[attempt.lane.server]
 

@@ -24,9 +24,6 @@ from sealrelay.wire import Outcome
 
 _log = logging.getLogger("sealrelay.coordinator")
 
-_TICK = 0.01
-"""Seconds between two looks for attempts to hedge, and for messages that no server is left for."""
-
 
 class Relay:
     """The dispatch of one worker process, running. Call ``start`` once in the worker."""
@@ -183,9 +180,9 @@ class Relay:
 
     def _look_out(self) -> None:
         while True:
-            gevent.sleep(_TICK)
+            gevent.sleep(self._dispatch.next_look(time.monotonic()))
             now = time.monotonic()
-            if self._dispatch.hedge(now) or self._dispatch.has_unpaid_repeats:
-                self._pump()
+            self._dispatch.hedge(now)
+            self._pump()
             for message in self._dispatch.give_up(now):
                 self._answers[message].set_exception(NoHealthyServer())
