@@ -82,7 +82,7 @@ class CoordinatorSettings(
     deadline: Seconds = 10.0
     attempt_timeout: Seconds = 2.0
     probe_interval: Seconds = 0.5
-    lanes: Annotated[int, Meta(ge=1, le=64)] = 1
+    lanes: Annotated[int, Meta(ge=1, le=64)] = 4
     max_batch: Annotated[int, Meta(ge=1, le=1000)] = 64
     max_waiting: Count = 10_000
     max_waiting_bytes: Annotated[int, Meta(ge=1024)] = 64 * 1024 * 1024
