@@ -61,7 +61,7 @@ def test_probe_is_not_deceived_by_another_service(deployed: Deployment, tmp_path
 def test_probe_of_a_client_is_refused(deployed: Deployment) -> None:
     probed = run_main("probe", "--config", str(deployed.client_config("client1")))
     assert probed.code == 8
-    assert "a client does not run" in probed.err
+    assert "only servers and coordinators run" in probed.err
 
 
 def assert_outdated(service: Service, changed: Path, *options: str) -> None:

@@ -10,7 +10,13 @@ import msgspec
 import pytest
 
 import sealrelay.errors
-from sealrelay.config import ClientSettings, CoordinatorSettings, ServerAddress, ServerSettings
+from sealrelay.config import (
+    ClientSettings,
+    CoordinatorSettings,
+    OperatorSettings,
+    ServerAddress,
+    ServerSettings,
+)
 from sealrelay.errors import SealrelayError
 from tests.repo.conftest import REPOSITORY, ROLES, tracked_files
 
@@ -24,7 +30,9 @@ def test_page_of_variables_fits_the_roles() -> None:
     assert run.returncode == 0, "docs/variables.md is older than the roles: run bin/docs"
 
 
-@pytest.mark.parametrize("kind", [ServerSettings, CoordinatorSettings, ClientSettings])
+@pytest.mark.parametrize(
+    "kind", [ServerSettings, CoordinatorSettings, ClientSettings, OperatorSettings]
+)
 def test_every_setting_is_documented(kind: type[msgspec.Struct]) -> None:
     for field in msgspec.structs.fields(kind):
         if field.name == "tls":

@@ -23,7 +23,7 @@ LAYERS = [
     {"web"},
     {"dispatch"},
     {"server", "coordinator"},
-    {"serving", "client", "probe"},
+    {"serving", "client", "probe", "status"},
     {"cli"},
     {"__main__"},
 ]

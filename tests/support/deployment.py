@@ -235,6 +235,22 @@ class Deployment:
         (self.keyrings / f"{name}.keys").write_text(keys)
         return self.write_client(folder, name)
 
+    def operator_config(self, *urls: str) -> Path:
+        """The operator's settings; ``urls`` of coordinators: by default ours."""
+        folder = self.folder / "operator-operator1"
+        if not folder.exists():
+            self.issue("operator", "operator1", hosts=(), usages=CLIENT_ONLY)
+        config = folder / "operator.toml"
+        values: dict[str, object] = {
+            "service": "operator",
+            "name": "operator1",
+            "trust_domain": TRUST_DOMAIN,
+            "coordinators": list(urls) or [self.url],
+        }
+        write_toml(config, values, tls={"cert": "cert.pem", "key": "key.pem", "ca": "ca.pem"})
+        self._add_servers(config)
+        return config
+
     def write_client(
         self, folder: Path, name: str, *urls: str, file: str = "client.toml", **changes: object
     ) -> Path:
@@ -322,10 +338,13 @@ class Deployment:
             },
             tls={key: str(folder / f"{key}.pem") for key in ("cert", "key", "ca")},
         )
+        self._add_servers(config)
+        return self._keep(Service("coordinator", config, port))
+
+    def _add_servers(self, config: Path) -> None:
         with config.open("a") as file:
             for server in self.servers:
                 file.write(f'\n[[servers]]\nname = "{server.name}"\nurl = "{server.url}"\n')
-        return self._keep(Service("coordinator", config, port))
 
     def _keep(self, service: Service) -> Service:
         self.made.append(service)

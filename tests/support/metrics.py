@@ -8,17 +8,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.deployment import Deployment, Service
 from tests.support.http import ask
-from tests.support.pki import CLIENT_ONLY
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def operator_leaf(deployment: Deployment) -> Path:
     """The folder of an operator's leaf."""
-    folder = deployment.folder / "operator-operator1"
-    if not folder.exists():
-        deployment.issue("operator", "operator1", hosts=(), usages=CLIENT_ONLY)
-    return folder
+    return deployment.operator_config().parent
 
 
 class Metrics:

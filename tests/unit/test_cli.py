@@ -49,7 +49,7 @@ def test_every_option_is_explained() -> None:
 
 def test_help_tells_every_exit_code() -> None:
     text = run_main("--help").out
-    told = {int(code) for code in re.findall(r"^ +(\d)  \S", text, re.MULTILINE)}
+    told = {int(code) for code in re.findall(r"^ +(\d+) +\S", text, re.MULTILINE)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     used = {kind.exit_code for kind in kinds if issubclass(kind, errors.SealrelayError)}
     assert told == used | {0, 2}

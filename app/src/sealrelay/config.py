@@ -110,8 +110,22 @@ class ClientSettings(
     role: ClassVar[Role] = Role.CLIENT
 
 
+class OperatorSettings(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="service", tag="operator"
+):
+    """An operator: looks at coordinators and servers, and changes nothing."""
+
+    name: Name
+    trust_domain: TrustDomain
+    coordinators: Annotated[tuple[str, ...], Meta(min_length=1)]
+    servers: Annotated[tuple[ServerAddress, ...], Meta(min_length=1)]
+    tls: TlsFiles
+
+    role: ClassVar[Role] = Role.OPERATOR
+
+
 ServiceSettings = ServerSettings | CoordinatorSettings
-Settings = ServiceSettings | ClientSettings
+Settings = ServiceSettings | ClientSettings | OperatorSettings
 S = TypeVar("S", bound=Settings)
 
 
@@ -225,7 +239,7 @@ def _explain(path: Path, problem: str) -> str:
         key = ".".join(filter(None, (key, fact.split("`")[1])))
         return f"{path}: {key}: this key is missing; add it"
     if key == "service":
-        return f"{path}: service: unknown kind; it is one of server, coordinator, client"
+        return f"{path}: service: unknown kind; it is one of server, coordinator, client, operator"
     return f"{path}: {key or 'file'}: {fact[:1].lower()}{fact[1:]}; correct the value"
 
 
@@ -251,12 +265,10 @@ def _check_values(path: Path, settings: Settings) -> None:
         except ValueError as error:
             raise ConfigError(f"{path}: {key}: {value!r}: {error}; correct the value") from None
 
-    if isinstance(settings, ClientSettings):
+    if isinstance(settings, ClientSettings | OperatorSettings):
         for url in settings.coordinators:
             check(split_url, "coordinators", url)
-        return
-    check(split_bind, "bind", settings.bind)
-    if isinstance(settings, CoordinatorSettings):
+    if isinstance(settings, CoordinatorSettings | OperatorSettings):
         for server in settings.servers:
             check(split_url, "servers.url", server.url)
         for key in ("name", "url"):
@@ -265,19 +277,21 @@ def _check_values(path: Path, settings: Settings) -> None:
                 raise ConfigError(
                     f"{path}: servers.{key}: two servers have the same {key}; each needs its own"
                 )
-        if settings.hedge_floor > settings.hedge_ceiling:
-            raise ConfigError(
-                f"{path}: hedge_floor: {settings.hedge_floor:g} s is more than hedge_ceiling "
-                f"({settings.hedge_ceiling:g} s); correct one of them"
-            )
-        return
-    _check_store(path, settings.store)
-    if settings.retention <= settings.token_ttl + MAX_CLOCK_SKEW:
+    if isinstance(settings, CoordinatorSettings | ServerSettings):
+        check(split_bind, "bind", settings.bind)
+    if isinstance(settings, CoordinatorSettings) and settings.hedge_floor > settings.hedge_ceiling:
         raise ConfigError(
-            f"{path}: retention: {settings.retention} s is not longer than token_ttl "
-            f"({settings.token_ttl} s) and a clock's skew ({MAX_CLOCK_SKEW} s), so a token could "
-            f"be stored twice; make it longer"
+            f"{path}: hedge_floor: {settings.hedge_floor:g} s is more than hedge_ceiling "
+            f"({settings.hedge_ceiling:g} s); correct one of them"
         )
+    if isinstance(settings, ServerSettings):
+        _check_store(path, settings.store)
+        if settings.retention <= settings.token_ttl + MAX_CLOCK_SKEW:
+            raise ConfigError(
+                f"{path}: retention: {settings.retention} s is not longer than token_ttl "
+                f"({settings.token_ttl} s) and a clock's skew ({MAX_CLOCK_SKEW} s), so a token "
+                f"could be stored twice; make it longer"
+            )
 
 
 def _check_store(path: Path, url: str) -> None:

@@ -59,6 +59,12 @@ class ConfigError(SealrelayError):
     exit_code = 8
 
 
+class NotHealthy(SealrelayError):
+    """A part of the deployment is not healthy, or cannot be asked; the text says which and why."""
+
+    exit_code = 10
+
+
 class Outdated(SealrelayError):
     """The running service, or the store's schema, is older than what is installed on disk."""
 

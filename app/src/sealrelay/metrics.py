@@ -207,6 +207,12 @@ COMMIT_MESSAGES = _Spread(
     _SERVER,
     _MESSAGES,
 )
+STORE_BYTES = _gauge(
+    "sealrelay_store_bytes",
+    "Bytes that the store takes up, space to be used again included; looked at every 15 seconds",
+    _SERVER,
+    over_workers="mostrecent",
+)
 CONNECTIONS = _gauge(
     "sealrelay_connections",
     "Open connections: `handshake` is under way, `idle`, or a request is being answered (`busy`)",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import gevent
 from flask import Flask
 
 from sealrelay import metrics
@@ -42,6 +43,10 @@ _STORE_PATIENCE = 15.0
 """Seconds to wait at start for a store that others keep busy, or that is just restarting."""
 
 
+_MEASURE_EVERY = 15.0
+"""Seconds between two looks at the store's size."""
+
+
 class Intake:
     """Takes messages in: opens, stores and answers for each of them by itself."""
 
@@ -67,6 +72,15 @@ class Intake:
                 time.sleep(0.2)
         if risk is not None:
             _log.warning("%s", risk)
+
+    def keep_measuring(self) -> None:
+        """Publish the store's size now and then; never returns."""
+        while True:
+            try:
+                metrics.STORE_BYTES.set(self._writer.run(SqlStore.size_bytes))
+            except StoreError as error:
+                _log.warning("The store's size is unknown: %s", error)
+            gevent.sleep(_MEASURE_EVERY)
 
     def check(self) -> None:
         """Raises Problem 503 when the store does not answer."""
@@ -170,6 +184,7 @@ def create_app(settings: ServerSettings, started: float) -> Flask:
     intake.prepare()
     app = make_app(__name__, settings, started)
     app.config["CHECK_HEALTH"] = intake.check
+    gevent.spawn(intake.keep_measuring)
 
     def take_batch(_coordinator: Identity, environ: WSGIEnvironment) -> Reply:
         batch = read_body(environ, BatchRequest, BATCH_BODY_FACTOR * settings.max_body_bytes)

@@ -24,6 +24,7 @@ Exit codes:
   8  wrong settings, or a file that they name
   9  the running service is older than what is installed (probe --current), or the store's schema
      (migrate --check)
+  10 a part of the deployment is not healthy, or cannot be asked (status)
 """
 
 
@@ -31,6 +32,7 @@ _COMMANDS = {
     "send": "sealrelay.cli.send:send",
     "messages": "sealrelay.cli.messages:messages",
     "migrate": "sealrelay.cli.migrate:migrate",
+    "status": "sealrelay.cli.status:status",
     "keygen": "sealrelay.cli.services:keygen",
     "check-config": "sealrelay.cli.services:check_config",
     "probe": "sealrelay.cli.services:probe",

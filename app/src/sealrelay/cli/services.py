@@ -12,6 +12,7 @@ from sealrelay.cli.options import FILE
 from sealrelay.config import (
     ClientSettings,
     CoordinatorSettings,
+    OperatorSettings,
     ServerSettings,
     load_any_settings,
     load_settings,
@@ -86,8 +87,10 @@ def probe(path: Path, wait: float, current: bool, inputs: tuple[Path, ...]) -> N
     Over mutual TLS, with the service's own leaf.
     """
     settings = load_any_settings(path)
-    if isinstance(settings, ClientSettings):
-        raise ConfigError(f"{path}: service: a client does not run; name a service's settings file")
+    if isinstance(settings, ClientSettings | OperatorSettings):
+        raise ConfigError(
+            f"{path}: service: only servers and coordinators run; name the settings file of one"
+        )
     health = probe_service(settings, wait)
     if current:
         check_current(health, path, settings, list(inputs))
