@@ -204,30 +204,33 @@ def test_leaf_without_the_operator_role_learns_nothing(deployed: Deployment) -> 
 def test_watch_shows_what_came_since_the_look_before(deployed: Deployment) -> None:
     config = deployed.operator_config()
     command = [sys.executable, "-m", "sealrelay", "status", "--watch", "0.2", "--json"]
+    errors = config.with_name("errors")
     with (
+        errors.open("wb") as stderr,
         subprocess.Popen(
-            [*command, "--config", str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*command, "--config", str(config)], stdout=subprocess.PIPE, stderr=stderr
         ) as process,
-        deployed.client() as client,
     ):
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, process.stderr and process.stderr.read()
-        first = json.loads(line)
-        assert first["window"] is None
-        for number in range(5):
-            client.send(f"message {number}")
-        counted = 0.0
-        while counted < 4.5:  # the test's own time limit bounds it
-            picture = json.loads(process.stdout.readline())
-            assert picture["window"] >= 0.2
-            counted += picture["rows"][0]["messages_per_second"] * picture["window"]
-        picture = json.loads(process.stdout.readline())
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) in (0, 10)
-        assert process.stderr is not None
-        assert b"Traceback" not in process.stderr.read()
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, errors.read_text()
+            assert json.loads(line)["window"] is None
+            with deployed.client() as client:
+                for number in range(5):
+                    client.send(f"message {number}")
+            counted = 0.0
+            while counted < 4.5:  # each round is a look of at most some seconds
+                picture = json.loads(process.stdout.readline())
+                assert picture["window"] >= 0.2
+                rate = picture["rows"][0]["messages_per_second"]
+                counted += (rate or 0.0) * picture["window"]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) in (0, 10)
+        finally:
+            process.kill()
     assert counted < 6.5
+    assert "Traceback" not in errors.read_text()
 
 
 def test_settings_file_of_an_operator_is_checked(deployed: Deployment) -> None:
