@@ -19,6 +19,7 @@ from tests.conftest import Deployments
 from tests.integration.test_messages import assert_problem, post, seal
 from tests.support.deployment import PATIENCE, Deployment, Service, free_port, wait_until
 from tests.support.senders import Senders
+from tests.unit.test_turn import another_writer, stop
 
 # CPython leaves a socket unclosed whose peer is gone between connect() and the TLS wrapping.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
@@ -61,6 +62,21 @@ def start_activated(service: Service, listener: socket.socket) -> None:
     script = f'exec 3<&{number} {number}<&-; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
     service.spawn(["bash", "-c", script, "bash", *service.command], pass_fds=[number])
     service.wait()
+
+
+def test_process_that_is_frozen_while_it_keeps_the_store_costs_no_message(
+    failing: Deployment,
+) -> None:
+    with (
+        Senders(failing) as senders,
+        another_writer(failing.folder / "messages.db") as process,
+    ):
+        stop(process)
+        senders.await_more(20)
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+    senders.assert_all_stored()
+    log = "".join(server.log for server in failing.servers)
+    assert f"Ended process {process.pid}, which was stopped while it kept the store" in log
 
 
 @pytest.mark.parametrize(

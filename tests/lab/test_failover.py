@@ -119,6 +119,33 @@ def test_a_killed_service_comes_back_by_itself(node: Node, unit: str) -> None:
     sender.finish()
 
 
+# What a server does that is frozen in a commit, without the need to catch that moment.
+_KEEP_THE_STORE = """
+import fcntl, os, signal
+turn = os.open("/var/lib/sealrelay/messages.db.turn", os.O_RDWR)
+fcntl.lockf(turn, fcntl.LOCK_EX)
+print("mine", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_process_frozen_while_it_keeps_the_store_is_ended(node: Node) -> None:
+    since = node.now()
+    python = "/opt/sealrelay/current/bin/python"
+    keeper = "sealrelay-test-keeper"
+    run = ["systemd-run", "--quiet", "--collect", "--uid=sealrelay-server", f"--unit={keeper}"]
+    node.run(*run, python, "-c", _KEEP_THE_STORE)
+    try:
+        with Sender(node) as sender:
+            sender.wait_for_more()
+            wait_for(lambda: not node.is_active(keeper), "the frozen process is ended")
+        assert _stored(node, sender.finish())
+    finally:
+        node.try_run("systemctl", "kill", "--signal=KILL", keeper)
+    journals = "".join(node.journal(unit, since=since) for unit in SERVERS)
+    assert re.search(r"Ended process \d+, which was stopped while it kept the store", journals)
+
+
 def test_with_no_server_the_client_is_told_in_time(node: Node, scratch: str) -> None:
     node.shell(f"cp -a /etc/sealrelay/clients/client1/. {scratch}/")
     config = f"{scratch}/client.toml"
