@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,48 @@ def test_messages_are_listed_oldest_first_by_client_and_limit(store: SqlStore) -
     assert (store.count(), store.count("client1"), store.count("nobody")) == (4, 3, 0)
 
 
+def test_all_messages_are_listed_however_many_and_of_whatever_time(store: SqlStore) -> None:
+    """More than are read at once, and many of the same millisecond."""
+    records = [replace(make_record(number), received_at=number // 700) for number in range(1600)]
+    store.add(records)
+    assert list(store.newest()) == records
+    assert list(store.newest(limit=1)) == records[-1:]
+    assert list(store.newest(limit=1201)) == records[-1201:]
+    assert list(store.newest(limit=5000)) == records
+
+
+def test_listing_goes_on_while_messages_come_and_go(store: SqlStore) -> None:
+    store.add([make_record(number) for number in range(1200)])
+    listed = store.newest()
+    seen = [next(listed)]
+    store.prune(make_record(100).received_at, 1000)
+    store.add([make_record(5000)])
+    seen += listed
+    assert len(set(seen)) == len(seen)
+    assert seen[-1] == make_record(5000)
+    assert {make_record(number) for number in range(500, 1200)} <= set(seen)
+
+
+def test_oldest_messages_are_removed_first_and_no_more_than_asked_for(store: SqlStore) -> None:
+    store.add([make_record(number) for number in (3, 1, 4, 2, 5)])
+    assert store.count_before(make_record(5).received_at) == 4
+    assert store.prune(make_record(5).received_at, 3) == 3
+    assert [record.message_id[-1] for record in store.newest()] == [4, 5]
+    assert store.prune(make_record(5).received_at, 3) == 1
+    assert store.prune(make_record(5).received_at, 3) == 0
+    assert list(store.newest()) == [make_record(5)]
+    assert store.add([make_record(1), make_record(5)]) == [
+        Stored(replayed=False, server="server1"),
+        Stored(replayed=True, server="server1"),
+    ]
+
+
+def test_size_grows_with_what_is_stored(store: SqlStore) -> None:
+    before = store.size_bytes()
+    store.add([replace(make_record(n), token=os.urandom(2000).hex()) for n in range(100)])
+    assert store.size_bytes() >= before + 200_000
+
+
 _ADD_ALL = """
 import json, sys
 from sealrelay.store import Record, open_store
@@ -103,7 +146,7 @@ store = open_store(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 new = []
-for number in range(200):
+for number in range(100):
     record = Record(number.to_bytes(32, "big"), "client1", "t", 1, 1, sys.argv[2])
     if not store.add([record])[0].replayed:
         new.append(number)
@@ -132,9 +175,9 @@ def test_of_two_processes_that_add_one_id_exactly_one_is_told_that_it_is_new(
         writer.stdin.flush()
     new = [json.loads(writer.communicate(timeout=120)[0]) for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0]
-    assert sorted(new[0] + new[1]) == list(range(200))
+    assert sorted(new[0] + new[1]) == list(range(100))
     by_server = [int(record.server == "server1") for record in store.newest()]
-    assert len(by_server) == 200
+    assert len(by_server) == 100
     assert sum(by_server) == len(new[0])
 
 

@@ -32,6 +32,7 @@ _COMMANDS = {
     "send": "sealrelay.cli.send:send",
     "messages": "sealrelay.cli.messages:messages",
     "migrate": "sealrelay.cli.migrate:migrate",
+    "prune": "sealrelay.cli.prune:prune",
     "status": "sealrelay.cli.status:status",
     "keygen": "sealrelay.cli.services:keygen",
     "check-config": "sealrelay.cli.services:check_config",

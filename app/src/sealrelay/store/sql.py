@@ -13,6 +13,7 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    delete,
     func,
     inspect,
     or_,
@@ -122,6 +123,27 @@ class SqlStore:
         if client is not None:
             query = query.where(messages.c.client == client)
         return self._run(lambda connection: int(connection.execute(query).scalar_one()))
+
+    def count_before(self, before_ms: int) -> int:
+        """The number of messages received before a time (ms since the epoch). Raises StoreError."""
+        query = select(func.count()).where(messages.c.received_at < before_ms)
+        return self._run(lambda connection: int(connection.execute(query).scalar_one()))
+
+    def prune(self, before_ms: int, limit: int) -> int:
+        """Remove the oldest messages, at most ``limit``, of those received before a time.
+
+        In one transaction; returns how many. Whoever gives the time (ms since the epoch) sees to it
+        that no token of them would be accepted any more. Raises StoreError.
+        """
+        oldest = (
+            select(messages.c.id)
+            .where(messages.c.received_at < before_ms)
+            .order_by(messages.c.received_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)  # another host's prune has them; SQLite needs none
+        )
+        query = delete(messages).where(messages.c.id.in_(oldest))
+        return self._run(lambda connection: connection.execute(query).rowcount)
 
     def size_bytes(self) -> int:
         """The bytes that the store takes up, space to be used again included. Raises StoreError."""

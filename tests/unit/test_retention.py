@@ -1,0 +1,132 @@
+"""What is removed may be stored again, so nothing is removed while its token would be accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from cryptography.fernet import Fernet
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sealrelay.cli.prune import end_of_retention
+from sealrelay.config import ServerSettings
+from sealrelay.seal import MAX_CLOCK_SKEW, Keyring, Token, TokenNotOpened, parse_token
+from sealrelay.store import Record, SqlStore, open_store
+from sealrelay.tls import TlsFiles
+from tests.unit.test_store import make_record, url_of
+
+KEY = Fernet.generate_key().decode("ascii")
+KEYRING = Keyring([KEY])
+START = 1_800_000_000
+TTL = 1000
+
+
+def settings_with(retention: int) -> ServerSettings:
+    return ServerSettings(
+        name="server1",
+        trust_domain="sealrelay.internal",
+        bind="127.0.0.1:5001",
+        store="sqlite:////nonexistent/messages.db",
+        keyrings="keyrings",
+        tls=TlsFiles("cert.pem", "key.pem", "ca.pem"),
+        token_ttl=TTL,
+        retention=retention,
+    )
+
+
+class World:
+    """Servers, a pruner and their clock."""
+
+    def __init__(self, store: SqlStore, retention: int) -> None:
+        self.now = float(START)
+        self._store = store
+        self._settings = settings_with(retention)
+        self.tokens: list[Token] = []
+        self.stored: list[bytes] = []
+        """The id of each message that a server took for a new one."""
+
+    def seal(self, skew: int) -> None:
+        """A client seals a message; its clock may be wrong."""
+        text = Fernet(KEY).encrypt_at_time(b"", int(self.now) + skew).decode("ascii")
+        self.tokens.append(parse_token(text))
+
+    def deliver(self, number: int) -> None:
+        """Somebody sends one of the tokens, for the first time or again."""
+        if not self.tokens:
+            return
+        token = self.tokens[number % len(self.tokens)]
+        try:
+            KEYRING.open(token, ttl=self._settings.token_ttl, now=int(self.now))
+        except TokenNotOpened:
+            return
+        record = Record(
+            token.message_id,
+            "client1",
+            token.text,
+            token.sealed_at,
+            int(self.now * 1000),
+            "server1",
+        )
+        (stored,) = self._store.add([record])
+        if not stored.replayed:
+            self.stored.append(token.message_id)
+
+    def prune(self) -> None:
+        self._store.prune(end_of_retention(self._settings, self.now), 100_000)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
+    opened = open_store(url_of(tmp_path_factory.mktemp("retention") / "messages.db"))
+    opened.migrate()
+    yield opened
+    opened.close()
+
+
+_EDGES = [TTL - 1, TTL, TTL + 1, TTL + MAX_CLOCK_SKEW - 1, TTL + MAX_CLOCK_SKEW]
+_STEPS = st.one_of(
+    st.tuples(st.just("seal"), st.integers(-2 * MAX_CLOCK_SKEW, 2 * MAX_CLOCK_SKEW)),
+    st.tuples(st.just("deliver"), st.integers(0, 5)),
+    st.tuples(st.just("pass_time"), st.sampled_from([0.4, 1, 30, 60, *_EDGES])),
+    st.tuples(st.just("prune"), st.none()),
+)
+
+
+@settings(max_examples=60)
+@given(steps=st.lists(_STEPS, max_size=30), longer=st.integers(1, 3))
+def test_no_token_is_stored_twice_whenever_messages_are_removed(
+    store: SqlStore, steps: list[tuple[str, int | None]], longer: int
+) -> None:
+    world = World(store, TTL + MAX_CLOCK_SKEW + longer)  # the least that the settings allow
+    for name, value in steps:
+        getattr(world, name)(*([] if value is None else [value]))
+    assert len(set(world.stored)) == len(world.stored)
+
+
+@pytest.mark.parametrize(("retention", "times"), [(TTL + MAX_CLOCK_SKEW, 2), (2 * TTL, 1)])
+def test_too_short_a_retention_would_let_a_token_come_back(
+    store: SqlStore, retention: int, times: int
+) -> None:
+    """Which is why the settings refuse it: the token below was sealed by a clock that is fast."""
+    world = World(store, retention)
+    world.seal(MAX_CLOCK_SKEW)
+    world.deliver(0)
+    world.pass_time(TTL + MAX_CLOCK_SKEW + 0.4)  # in its last second
+    world.prune()
+    world.deliver(0)
+    assert len(world.stored) == times
+
+
+def test_clock_that_was_set_back_removes_nothing_early(store: SqlStore) -> None:
+    store.prune(2**60, 100_000)
+    before = end_of_retention(settings_with(2 * TTL), START)
+    at = [before - 1, before, START * 1000]
+    store.add([replace(make_record(number), received_at=ms) for number, ms in enumerate(at)])
+    assert store.prune(end_of_retention(settings_with(2 * TTL), START - 1000), 100) == 0
+    assert store.prune(before, 100) == 1
+    assert [record.received_at for record in store.newest()] == at[1:]
