@@ -22,7 +22,7 @@ _LOG_LINES = 40
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server that every test leaves running as it was; each makes its own database."""
+    """A PostgreSQL server that every test leaves running as it was; each makes its own schema."""
     with make_postgres() as server:
         yield server
 
@@ -33,7 +33,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/messages.db"
     server: Postgres = request.getfixturevalue("postgres")
-    return server.make_database()
+    return server.make_schema()
 
 
 @pytest.fixture(scope="session")

@@ -132,6 +132,13 @@ class Postgres:
         self.execute(f"CREATE DATABASE {name} OWNER {USER}")
         return self.url_of(name)
 
+    def make_schema(self) -> str:
+        """Make an empty schema, cheaper than a database; returns the store's URL for it."""
+        self._made += 1
+        name = f"schema{self._made}"
+        self.execute(f"CREATE SCHEMA {name} AUTHORIZATION {USER}")
+        return f"{self.url_of('postgres')}&options=-csearch_path%3D{name}"
+
     def url_of(self, database: str, *others: Postgres) -> str:
         """The URL of a database here, or on whichever of several servers takes writes."""
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in (self, *others))
@@ -156,6 +163,14 @@ class Postgres:
         where = f"host={self.folder} port={self.port} user=postgres application_name={name}"
         _run("pg_basebackup", "-D", standby.data, "-R", "-c", "fast", "-d", where)
         return standby
+
+    def replicate_to(self, standby: Postgres) -> None:
+        """Start a standby, and let every commit here wait for it from now on."""
+        standby.start()
+        self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{standby.data.name}'")
+        self.execute("SELECT pg_reload_conf()")
+        query = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+        wait_until(lambda: self.execute(query) == [(1,)], "the standby is in step")
 
     def promote(self) -> None:
         """Make a standby the primary; returns when it takes writes."""

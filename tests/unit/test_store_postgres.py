@@ -235,3 +235,70 @@ def test_full_disk_refuses_and_loses_nothing(own: Postgres, url: str) -> None:
         own.execute(f"DROP DATABASE {database_of(url)} WITH (FORCE)")
         own.execute("DROP TABLESPACE small")
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Postgres, Postgres, SqlStore]]:
+    """A primary, its synchronous standby, and a store on whichever of them takes writes."""
+    with make_postgres() as primary:
+        url = primary.make_database()
+        standby = primary.copy("standby1")
+        primary.replicate_to(standby)
+        store = open_store(primary.url_of(database_of(url), standby))
+        store.migrate()
+        store.add([make_record(0)])
+        yield primary, standby, store
+        store.close()
+
+
+def test_promoted_standby_is_followed_and_has_all_that_was_acknowledged(
+    pair: tuple[Postgres, Postgres, SqlStore],
+) -> None:
+    primary, standby, store = pair
+    assert store.add([make_record(number) for number in range(1, 50)]) == [NEW] * 49
+    primary.stop(signal.SIGKILL)
+    with pytest.raises(StoreError, match="Connection refused"):  # and the standby is no help yet
+        store.add([make_record(50)])
+    standby.promote()
+    assert store.add([make_record(49), make_record(50)]) == [OLD, NEW]
+    assert store.count() == 51
+
+
+def test_what_the_standby_lacks_is_not_acknowledged_as_stored_before(
+    pair: tuple[Postgres, Postgres, SqlStore],
+) -> None:
+    """A session that ends while it waits for the standby leaves its rows behind, for all to see."""
+    primary, standby, store = pair
+    standby.stop()
+    for _ in range(3):
+        with pytest.raises(StoreError, match="no answer"):
+            store.add([make_record(1)])
+    database = database_of(primary.url_of("messages1"))
+    assert primary.execute("SELECT count(*) FROM messages", database) == [(2,)]
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'sealrelay'"
+    wait_until(lambda: primary.execute(sessions) == [(0,)], "those who gave up left no session")
+    standby.start()
+    wait_until(lambda: _adds(store, 1), "the standby is there again")
+    primary.stop(signal.SIGKILL)
+    standby.promote()
+    assert store.get(make_record(1).message_id) == make_record(1)
+
+
+def _adds(store: SqlStore, number: int) -> bool:
+    with contextlib.suppress(StoreError):
+        return store.add([make_record(number)]) == [OLD]
+    return False
+
+
+def test_hosts_whose_failover_would_lose_messages_are_told(own: Postgres, url: str) -> None:
+    alone = open_store(url)
+    assert alone.find_risk() is None
+    several = open_store(own.url_of(database_of(url), own))
+    assert "synchronous_standby_names is empty" in str(several.find_risk())
+    own.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby1'")
+    own.execute("SELECT pg_reload_conf()")
+    wait_until(lambda: several.find_risk() is None, "the setting is in force")
+    own.execute("ALTER SYSTEM RESET synchronous_standby_names")
+    own.execute("SELECT pg_reload_conf()")
+    alone.close()
+    several.close()
