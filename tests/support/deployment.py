@@ -1,4 +1,4 @@
-"""A real deployment on loopback: gunicorn processes, mutual TLS, one SQLite file."""
+"""A real deployment on loopback: gunicorn processes, mutual TLS, one store."""
 
 from __future__ import annotations
 
@@ -164,8 +164,10 @@ class Service:
 class Deployment:
     """Two servers, a coordinator and two clients, as the playbooks lay them out."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str | None = None) -> None:
+        """``store``: the URL of an empty store; by default an SQLite file in ``folder``."""
         self.folder = folder
+        self.store_url = store or f"sqlite:///{folder}/messages.db"
         folder.mkdir(parents=True, exist_ok=True)
         self.authority = Authority()
         self.made: list[Service] = []
@@ -312,7 +314,7 @@ class Deployment:
                 "name": name,
                 "trust_domain": TRUST_DOMAIN,
                 "bind": f"127.0.0.1:{port}",
-                "store": f"sqlite:///{self.folder}/messages.db",
+                "store": self.store_url,
                 "keyrings": str(self.keyrings),
                 "log_payloads": True,
             },
