@@ -77,7 +77,7 @@ class Connection:
             if error := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, "not connected")
             self.sock = self._secure = context.wrap_socket(
-                self.sock, server_hostname="127.0.0.1", do_handshake_on_connect=False
+                self.sock, server_hostname="localhost", do_handshake_on_connect=False
             )
         try:
             self._secure.do_handshake()
@@ -298,7 +298,7 @@ def _render(spec: LoadSpec, client: ClientFiles) -> list[Request]:
     keyring = parse_keyring(client.keys.splitlines())
     head = (
         "POST /api/data HTTP/1.1\r\n"
-        f"Host: 127.0.0.1:{spec.port}\r\n"
+        f"Host: localhost:{spec.port}\r\n"
         "Content-Type: application/json\r\n"
         "Content-Length: %d\r\n\r\n"
     ).encode()

@@ -93,7 +93,7 @@ def wait_for_relay(relay: Running, client: ClientFiles) -> int:
         if time.monotonic() > deadline or not relay.program.is_running:
             log = relay.program.log.read_text(errors="replace")[-2000:]
             raise RelayFailed(f"{last}\n{log}")
-        connection = HTTPSConnection("127.0.0.1", relay.port, timeout=5, context=context)
+        connection = HTTPSConnection("localhost", relay.port, timeout=5, context=context)
         body = msgspec.json.encode({"data": keyring.seal(b"are you there?").text})
         try:
             connection.request("POST", "/api/data", body, {"Content-Type": "application/json"})

@@ -28,6 +28,8 @@ from tests.support.deployment import free_port, write_toml
 from tests.support.pki import TRUST_DOMAIN
 
 _CONFIGS = Path(__file__).parent / "configs"
+_PEM_LINES = 24
+"""Lines of base64 in a client's certificate, at most."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,15 @@ class _Proxy(Peer):
             key=site.credentials.key,
             both=site.credentials.both,
             ca=site.credentials.ca,
+            **self._more(),
         )
         path = site.folder / self.config
         path.write_text(text)
         return path
+
+    def _more(self) -> dict[str, str]:
+        """Further values for the settings file."""
+        return {}
 
 
 class Haproxy(_Proxy):
@@ -157,6 +164,33 @@ class Haproxy(_Proxy):
 
     def _command(self, site: Site) -> list[str]:
         return [self.command, "-db", "-f", str(self._write_config(site))]
+
+
+class Nginx(_Proxy):
+    name = command = "nginx"
+    version_option = "-v"
+    config = "nginx.conf"
+
+    def _command(self, site: Site) -> list[str]:
+        return [self.command, "-p", str(site.folder), "-c", str(self._write_config(site))]
+
+    def _more(self) -> dict[str, str]:
+        lines = range(_PEM_LINES)
+        return {
+            "pem_lines": "".join(rf"(?:(?<pem{line}>[^\n-]+)\n)?" for line in lines),
+            "pem_joined": "".join(f"$pem{line}" for line in lines),
+        }
+
+
+class Caddy(_Proxy):
+    name = command = "caddy"
+    version_option = "version"
+    config = "Caddyfile"
+
+    def _command(self, site: Site) -> list[str]:
+        config = str(self._write_config(site))
+        home = f"HOME={site.folder}"  # it keeps a folder there
+        return ["env", home, self.command, "run", "--adapter", "caddyfile", "--config", config]
 
 
 class Naive(Peer):
@@ -183,4 +217,6 @@ class Naive(Peer):
         return [sys.executable, "-m", "benchmarks.naive", str(config)]
 
 
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (Sealrelay(), Haproxy(), Naive())}
+PEERS: dict[str, Peer] = {
+    peer.name: peer for peer in (Sealrelay(), Haproxy(), Nginx(), Caddy(), Naive())
+}
