@@ -6,25 +6,37 @@ import json
 import signal
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
 import click
 
+from benchmarks import failover, throughput
+from benchmarks.faults import FAULTS, remove_leftovers, why_impossible
 from benchmarks.peers import PEERS, Peer
-from benchmarks.report import summarize_throughput, throughput_table
+from benchmarks.report import (
+    faults_table,
+    summarize_faults,
+    summarize_throughput,
+    throughput_table,
+)
 from benchmarks.testbed import Testbed
-from benchmarks.throughput import Plan, Sample, measure
 
 _PAYLOAD_BYTES = 256
 
+Split = Callable[[click.Context, click.Parameter, str], list[str]]
 
-def _split_peers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[str]:
-    names = value.split(",")
-    for name in names:
-        if name not in PEERS:
-            raise click.BadParameter(f"'{name}' is none of {', '.join(PEERS)}")
-    return names
+
+def _split(choices: Iterable[str]) -> Split:
+    def split(_ctx: click.Context, _param: click.Parameter, value: str) -> list[str]:
+        names = value.split(",")
+        for name in names:
+            if name not in choices:
+                raise click.BadParameter(f"'{name}' is none of {', '.join(choices)}")
+        return names
+
+    return split
 
 
 def _split_numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[int]:
@@ -36,12 +48,15 @@ def _split_numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> 
 
 
 @click.command()
-@click.option("--peers", default=",".join(PEERS), show_default=True, callback=_split_peers)
+@click.option("--peers", default=",".join(PEERS), show_default=True, callback=_split(PEERS))
+@click.option("--only", type=click.Choice(["throughput", "faults"]), help="One part alone.")
 @click.option("--connections", default="1,16,64,256", show_default=True, callback=_split_numbers)
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.5, 600), default=4.0, show_default=True)
 @click.option("--warm-up", type=click.FloatRange(0, 60), default=1.0, show_default=True)
-@click.option("--only", type=click.Choice(["throughput", "faults"]), help="One part alone.")
+@click.option("--faults", default=",".join(FAULTS), show_default=True, callback=_split(FAULTS))
+@click.option("--fault-rounds", type=click.IntRange(1, 100), default=1, show_default=True)
+@click.option("--fault-seconds", type=click.FloatRange(1, 60), default=8.0, show_default=True)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -51,44 +66,94 @@ def _split_numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> 
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False))
 def main(
+    *,
     peers: list[str],
+    only: str | None,
     connections: list[int],
     rounds: int,
     seconds: float,
     warm_up: float,
-    only: str | None,
+    faults: list[str],
+    fault_rounds: int,
+    fault_seconds: float,
     folder: Path,
     out: Path | None,
 ) -> None:
     """Compare relays side by side."""
     signal.signal(signal.SIGTERM, _interrupt)
-    chosen: list[Peer] = []
-    for name in peers:
+    remove_leftovers()
+    chosen = _available(peers)
+    results: dict[str, object] = {}
+    with tempfile.TemporaryDirectory(prefix="sealrelay-bench-", dir=folder) as temporary:
+        testbed = Testbed(Path(temporary) / "testbed")
+        if only != "faults":
+            plan = throughput.Plan(
+                connections=connections,
+                rounds=rounds,
+                warm_up=warm_up,
+                seconds=seconds,
+                payload_bytes=_PAYLOAD_BYTES,
+            )
+            samples = throughput.measure(testbed, chosen, plan, _tell_sample)
+            results["throughput"] = summary = summarize_throughput(samples)
+            click.echo(throughput_table(summary))
+        if only != "throughput":
+            trials = failover.try_faults(
+                testbed,
+                chosen,
+                failover.Plan(
+                    faults=_possible(faults),
+                    rounds=fault_rounds,
+                    rate=100.0,
+                    before=3.0,
+                    during=fault_seconds,
+                    after=3.0,
+                    payload_bytes=_PAYLOAD_BYTES,
+                ),
+                _tell_trial,
+            )
+            results["faults"] = summary = summarize_faults(trials)
+            click.echo(faults_table(summary))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "latest.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _available(names: Iterable[str]) -> list[Peer]:
+    chosen = []
+    for name in names:
         if PEERS[name].is_available():
             chosen.append(PEERS[name])
         else:
             click.echo(f"{name} is not installed, so it is left out", err=True)
-    with tempfile.TemporaryDirectory(prefix="sealrelay-bench-", dir=folder) as temporary:
-        testbed = Testbed(Path(temporary) / "testbed")
-        plan = Plan(
-            connections=connections,
-            rounds=rounds,
-            warm_up=warm_up,
-            seconds=seconds,
-            payload_bytes=_PAYLOAD_BYTES,
-        )
-        samples = measure(testbed, chosen, plan, _tell_sample)
-    summary = summarize_throughput(samples)
-    click.echo(throughput_table(summary))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "latest.json").write_text(json.dumps({"throughput": summary}, indent=2) + "\n")
+    return chosen
 
 
-def _tell_sample(sample: Sample) -> None:
+def _possible(faults: Iterable[str]) -> list[str]:
+    chosen = []
+    for fault in faults:
+        if reason := why_impossible(fault):
+            click.echo(f"{fault} is left out: {reason}", err=True)
+        else:
+            chosen.append(fault)
+    return chosen
+
+
+def _tell_sample(sample: throughput.Sample) -> None:
     click.echo(
         f"{sample.connections:>4} connections  {sample.peer:<10} {sample.rps:>7.0f} messages/s  "
         f"p50 {sample.p50_ms:.2f} ms  p99 {sample.p99_ms:.1f} ms  failed {sample.failed}",
+        err=True,
+    )
+
+
+def _tell_trial(trial: failover.Trial) -> None:
+    fate = trial.fate
+    click.echo(
+        f"{trial.fault:<10} {trial.peer:<10} sent {fate.sent}  failed {fate.failed}  "
+        f"lost {fate.lost}  doubled {fate.doubled}  over 250 ms {fate.over_250ms}  "
+        f"worst {fate.worst_ms:.0f} ms"
+        + (f"  ended frozen: {trial.fenced}" if trial.fenced else ""),
         err=True,
     )
 

@@ -109,3 +109,8 @@ def wait_for_relay(relay: Running, client: ClientFiles) -> int:
         if not good:
             time.sleep(0.05)
     return stored
+
+
+def sleep_until(moment: float) -> None:
+    """Sleep until ``time.monotonic`` says ``moment``."""
+    time.sleep(max(0.0, moment - time.monotonic()))

@@ -43,6 +43,10 @@ class Program:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
+    def send_signal(self, sig: signal.Signals) -> None:
+        """To the program, not to its children."""
+        self._process.send_signal(sig)
+
     def stop(self) -> None:
         """End it and its children."""
         self._process.terminate()

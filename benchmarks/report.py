@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from benchmarks.failover import Trial
 from benchmarks.tally import median
 from benchmarks.throughput import Sample
 
 _THROUGHPUT_HEAD = (
     *("connections", "relay", "messages/s", "(min-max)", "p50 ms", "p99 ms", "(min-max)"),
     *("relay CPU ms", "servers CPU ms", "failed", "lost", "x haproxy"),
+)
+
+_FAULTS_HEAD = (
+    *("fault", "relay", "sent", "failed", "lost", "doubled", "over 250 ms", "worst ms"),
+    *("p50 ms", "p99 ms", "handed over"),
 )
 
 Row = dict[str, float | int | list[float]]
@@ -61,6 +67,41 @@ def throughput_table(summary: dict[str, dict[str, Row]]) -> str:
                     _ratio(row["rps"], reference),
                 ]
             )
+    return format_table(lines)
+
+
+def summarize_faults(trials: Sequence[Trial]) -> dict[str, dict[str, Row]]:
+    """``<fault>.<peer>``: sums over the rounds, and the worst of them all."""
+    groups: dict[str, dict[str, list[Trial]]] = {}
+    for trial in trials:
+        groups.setdefault(trial.fault, {}).setdefault(trial.peer, []).append(trial)
+    return {
+        fault: {peer: _summarize_fate(group) for peer, group in peers.items()}
+        for fault, peers in groups.items()
+    }
+
+
+def _summarize_fate(group: Sequence[Trial]) -> Row:
+    fates = [trial.fate for trial in group]
+    row: Row = {"rounds": len(group)}
+    for field in ("sent", "failed", "lost", "doubled", "over_250ms"):
+        row[field] = sum(getattr(fate, field) for fate in fates)
+    row["worst_ms"] = round(max(fate.worst_ms for fate in fates), 1)
+    for field in ("p50_ms", "p99_ms"):
+        row[field] = round(median([getattr(fate, field) for fate in fates]), 2)
+    row["handed_to_servers"] = round(median([trial.offered for trial in group]), 3)
+    row["fenced"] = sum(trial.fenced for trial in group)
+    return row
+
+
+def faults_table(summary: dict[str, dict[str, Row]]) -> str:
+    """A line for each fault and relay."""
+    lines = [list(_FAULTS_HEAD)]
+    for fault, peers in summary.items():
+        for peer, row in peers.items():
+            counts = [str(row[key]) for key in ("sent", "failed", "lost", "doubled", "over_250ms")]
+            times = [f"{row[key]:.0f}" for key in ("worst_ms", "p50_ms", "p99_ms")]
+            lines.append([fault, peer, *counts, *times, f"{row['handed_to_servers']:.2f}"])
     return format_table(lines)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from benchmarks.processes import Program
 from benchmarks.spec import ClientFiles
 from sealrelay.seal import generate_keyring
 from tests.support.command import run_main
@@ -120,12 +121,14 @@ class Testbed:
         return made
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measurement:
     """Servers that run, for one measurement."""
 
     folder: Path
     servers: list[Service]
+    delay: Program | None = None
+    """The delaying proxy in front of the first server, where there is one."""
 
     @property
     def ports(self) -> tuple[int, int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from benchmarks.load import make_load, wait_for_relay
+from benchmarks.load import make_load, sleep_until, wait_for_relay
 from benchmarks.peers import Peer
 from benchmarks.processes import cpu_seconds
 from benchmarks.spec import LoadSpec
@@ -85,9 +84,9 @@ def _measure_one(testbed: Testbed, peer: Peer, connections: int, plan: Plan) -> 
         of_servers = set().union(*(server.processes for server in measurement.servers))
         with make_load(msgspec.structs.replace(spec, port=relay.port)) as load:
             began = load.begin()
-            _sleep_until(began + plan.warm_up)
+            sleep_until(began + plan.warm_up)
             before = cpu_seconds(of_relay), cpu_seconds(of_servers)
-            _sleep_until(began + seconds)
+            sleep_until(began + seconds)
             after = cpu_seconds(of_relay), cpu_seconds(of_servers)
             result = load.result()
         rows = measurement.stored()
@@ -108,7 +107,3 @@ def _measure_one(testbed: Testbed, peer: Peer, connections: int, plan: Plan) -> 
         servers_cpu_ms=used[1],
         generator_share=result.cpu_seconds / seconds,
     )
-
-
-def _sleep_until(moment: float) -> None:
-    time.sleep(max(0.0, moment - time.monotonic()))
