@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
@@ -14,23 +18,30 @@ import click
 
 from benchmarks import failover, throughput
 from benchmarks.faults import FAULTS, remove_leftovers, why_impossible
+from benchmarks.machine import describe_machine, is_in_memory
+from benchmarks.options import FULL, PAYLOAD_BYTES, QUICK, RATE, Extent
 from benchmarks.peers import PEERS, Peer
 from benchmarks.report import (
     faults_table,
     summarize_faults,
     summarize_throughput,
+    summarize_timelines,
     throughput_table,
 )
 from benchmarks.testbed import Testbed
 
-_PAYLOAD_BYTES = 256
+_TIMELINE_STEP = 0.1
+"""Seconds."""
 
-Split = Callable[[click.Context, click.Parameter, str], list[str]]
+Names = tuple[str, ...] | None
+Split = Callable[[click.Context, click.Parameter, str | None], Names]
 
 
 def _split(choices: Iterable[str]) -> Split:
-    def split(_ctx: click.Context, _param: click.Parameter, value: str) -> list[str]:
-        names = value.split(",")
+    def split(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Names:
+        if value is None:
+            return None
+        names = tuple(value.split(","))
         for name in names:
             if name not in choices:
                 raise click.BadParameter(f"'{name}' is none of {', '.join(choices)}")
@@ -39,24 +50,28 @@ def _split(choices: Iterable[str]) -> Split:
     return split
 
 
-def _split_numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[int]:
+def _split_numbers(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    if value is None:
+        return None
     numbers = value.split(",")
     for number in numbers:
         if not number.isdecimal() or not 1 <= int(number) <= 1000:
             raise click.BadParameter(f"'{number}' is not a number from 1 to 1000")
-    return [int(number) for number in numbers]
+    return tuple(int(number) for number in numbers)
 
 
 @click.command()
+@click.option("--quick", is_flag=True, help="A short form, for a first impression.")
 @click.option("--peers", default=",".join(PEERS), show_default=True, callback=_split(PEERS))
 @click.option("--only", type=click.Choice(["throughput", "faults"]), help="One part alone.")
-@click.option("--connections", default="1,16,64,256", show_default=True, callback=_split_numbers)
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.5, 600), default=4.0, show_default=True)
-@click.option("--warm-up", type=click.FloatRange(0, 60), default=1.0, show_default=True)
-@click.option("--faults", default=",".join(FAULTS), show_default=True, callback=_split(FAULTS))
-@click.option("--fault-rounds", type=click.IntRange(1, 100), default=1, show_default=True)
-@click.option("--fault-seconds", type=click.FloatRange(1, 60), default=8.0, show_default=True)
+@click.option("--connections", callback=_split_numbers, help="Numbers of client connections.")
+@click.option("--rounds", type=click.IntRange(1, 100), help="Of throughput.")
+@click.option("--seconds", type=click.FloatRange(0.5, 600), help="Of throughput, each time.")
+@click.option("--faults", callback=_split(FAULTS), help=f"Of {','.join(FAULTS)}.")
+@click.option("--fault-rounds", type=click.IntRange(1, 100), help="Of faults.")
+@click.option("--fault-seconds", type=click.FloatRange(1, 60), help="How long a fault lasts.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -64,59 +79,90 @@ def _split_numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> 
     show_default=True,
     help="A folder on a real disk, for the store.",
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to write latest.json and the pictures; without it, nothing is written.",
+)
 def main(
     *,
-    peers: list[str],
+    quick: bool,
+    peers: tuple[str, ...],
     only: str | None,
-    connections: list[int],
-    rounds: int,
-    seconds: float,
-    warm_up: float,
-    faults: list[str],
-    fault_rounds: int,
-    fault_seconds: float,
     folder: Path,
     out: Path | None,
+    **changes: object,
 ) -> None:
-    """Compare relays side by side."""
+    """Compare relays side by side; docs/benchmarks.md says how, and what it shows."""
     signal.signal(signal.SIGTERM, _interrupt)
     remove_leftovers()
+    given = {name: value for name, value in changes.items() if value is not None}
+    extent = replace(QUICK if quick else FULL, **given)  # type: ignore[arg-type] # click checked
+    extent = replace(extent, faults=_possible(extent.faults))
     chosen = _available(peers)
-    results: dict[str, object] = {}
+    if is_in_memory(folder):
+        raise click.ClickException(f"{folder} is in memory; name a folder on a disk with --folder")
+    results: dict[str, object] = {
+        "machine": describe_machine(chosen, folder),
+        "extent": asdict(extent),
+    }
     with tempfile.TemporaryDirectory(prefix="sealrelay-bench-", dir=folder) as temporary:
         testbed = Testbed(Path(temporary) / "testbed")
         if only != "faults":
-            plan = throughput.Plan(
-                connections=connections,
-                rounds=rounds,
-                warm_up=warm_up,
-                seconds=seconds,
-                payload_bytes=_PAYLOAD_BYTES,
-            )
-            samples = throughput.measure(testbed, chosen, plan, _tell_sample)
-            results["throughput"] = summary = summarize_throughput(samples)
-            click.echo(throughput_table(summary))
+            results |= _measure_throughput(testbed, chosen, extent)
         if only != "throughput":
-            trials = failover.try_faults(
-                testbed,
-                chosen,
-                failover.Plan(
-                    faults=_possible(faults),
-                    rounds=fault_rounds,
-                    rate=100.0,
-                    before=3.0,
-                    during=fault_seconds,
-                    after=3.0,
-                    payload_bytes=_PAYLOAD_BYTES,
-                ),
-                _tell_trial,
-            )
-            results["faults"] = summary = summarize_faults(trials)
-            click.echo(faults_table(summary))
+            results |= _try_faults(testbed, chosen, extent)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "latest.json").write_text(json.dumps(results, indent=2) + "\n")
+        _write(results, out)
+
+
+def _measure_throughput(
+    testbed: Testbed, peers: Sequence[Peer], extent: Extent
+) -> dict[str, object]:
+    plan = throughput.Plan(
+        connections=extent.connections,
+        rounds=extent.rounds,
+        warm_up=extent.warm_up,
+        seconds=extent.seconds,
+        payload_bytes=PAYLOAD_BYTES,
+    )
+    summary = summarize_throughput(throughput.measure(testbed, peers, plan, _tell_sample))
+    click.echo(throughput_table(summary) + "\n")
+    return {"throughput": summary}
+
+
+def _try_faults(testbed: Testbed, peers: Sequence[Peer], extent: Extent) -> dict[str, object]:
+    plan = failover.Plan(
+        faults=extent.faults,
+        rounds=extent.fault_rounds,
+        rate=RATE,
+        before=extent.fault_margin,
+        during=extent.fault_seconds,
+        after=extent.fault_margin,
+        payload_bytes=PAYLOAD_BYTES,
+    )
+    trials = failover.try_faults(testbed, peers, plan, _tell_trial)
+    summary = summarize_faults(trials)
+    click.echo(faults_table(summary))
+    timelines = {
+        "step": _TIMELINE_STEP,
+        "fault_begins": plan.before,
+        "fault_ends": plan.before + plan.during,
+        "faults": summarize_timelines(trials, _TIMELINE_STEP, plan.seconds),
+    }
+    return {"faults": summary, "timelines": timelines}
+
+
+def _write(results: dict[str, object], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=2)
+    # A list of numbers on one line: they are many.
+    text = re.sub(r"\[[^][{}\"]*\]", lambda match: " ".join(match[0].split()), text)
+    (out / "latest.json").write_text(text + "\n")
+    if importlib.util.find_spec("matplotlib") is None:
+        click.echo("no pictures: matplotlib is not installed (bin/bench has it)", err=True)
+        return
+    subprocess.run([sys.executable, "-m", "benchmarks.plot", str(out)], check=True)
 
 
 def _available(names: Iterable[str]) -> list[Peer]:
@@ -129,14 +175,14 @@ def _available(names: Iterable[str]) -> list[Peer]:
     return chosen
 
 
-def _possible(faults: Iterable[str]) -> list[str]:
+def _possible(faults: Iterable[str]) -> tuple[str, ...]:
     chosen = []
     for fault in faults:
         if reason := why_impossible(fault):
             click.echo(f"{fault} is left out: {reason}", err=True)
         else:
             chosen.append(fault)
-    return chosen
+    return tuple(chosen)
 
 
 def _tell_sample(sample: throughput.Sample) -> None:

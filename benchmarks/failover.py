@@ -34,6 +34,11 @@ class Plan:
     after: float
     payload_bytes: int
 
+    @property
+    def seconds(self) -> float:
+        """How long the load lasts."""
+        return self.before + self.during + self.after
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -64,7 +69,6 @@ def try_faults(
 
 
 def _try_one(testbed: Testbed, peer: Peer, fault: str, plan: Plan) -> Trial:
-    seconds = plan.before + plan.during + plan.after
     with ExitStack() as stack:
         measurement = stack.enter_context(testbed.measurement())
         ports = None
@@ -76,9 +80,9 @@ def _try_one(testbed: Testbed, peer: Peer, fault: str, plan: Plan) -> Trial:
             port=relay.port,
             clients=testbed.clients,
             connections=_CONNECTIONS,
-            messages=int(seconds * plan.rate) * len(testbed.clients),
+            messages=int(plan.seconds * plan.rate) * len(testbed.clients),
             payload_bytes=plan.payload_bytes,
-            seconds=seconds,
+            seconds=plan.seconds,
             rate=plan.rate,
             drain=_DRAIN,
         )

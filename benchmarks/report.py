@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from benchmarks.failover import Trial
+from benchmarks.spec import Answer
 from benchmarks.tally import median
 from benchmarks.throughput import Sample
 
@@ -92,6 +94,25 @@ def _summarize_fate(group: Sequence[Trial]) -> Row:
     row["handed_to_servers"] = round(median([trial.offered for trial in group]), 3)
     row["fenced"] = sum(trial.fenced for trial in group)
     return row
+
+
+def summarize_timelines(trials: Sequence[Trial], step: float, seconds: float) -> dict[str, object]:
+    """``<fault>.<peer>``: the slowest answer, in ms, to the messages due in each ``step`` of the
+    first round's ``seconds``. A failed message counts as what its caller waited in vain."""
+    lines: dict[str, dict[str, list[float]]] = {}
+    for trial in trials:
+        peers = lines.setdefault(trial.fault, {})
+        if trial.peer not in peers:
+            peers[trial.peer] = _timeline(trial.answers, step, seconds)
+    return dict(lines)
+
+
+def _timeline(answers: Sequence[Answer], step: float, seconds: float) -> list[float]:
+    worst = [0.0] * math.ceil(seconds / step)
+    for answer in answers:
+        number = min(int(answer.due / step), len(worst) - 1)
+        worst[number] = max(worst[number], round(answer.seconds * 1000, 1))
+    return worst
 
 
 def faults_table(summary: dict[str, dict[str, Row]]) -> str:

@@ -20,7 +20,7 @@ def requirements(lock: Path) -> list[str]:
 
 def test_there_are_locks() -> None:
     assert REPOSITORY / "app" / "requirements.txt" in LOCKS
-    assert len(LOCKS) >= 7
+    assert len(LOCKS) >= 10
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
@@ -48,7 +48,7 @@ def test_locks_agree_on_what_the_app_uses() -> None:
         return {match[1]: match[2] for match in found if match}
 
     app = pins(REPOSITORY / "app" / "requirements.txt")
-    for lock in tracked_files("requirements/test-*.txt"):
+    for lock in tracked_files("requirements/test-*.txt", "requirements/bench-*.txt"):
         other = pins(lock)
         assert {name: other[name] for name in app if name in other} == {
             name: version for name, version in app.items() if name in other

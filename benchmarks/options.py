@@ -1,0 +1,47 @@
+"""How much is measured: the full form, the short one, and what the caller changed of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RATE = 100.0
+"""Messages a second while faults are tried."""
+PAYLOAD_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Times in seconds."""
+
+    connections: tuple[int, ...]
+    rounds: int
+    seconds: float
+    warm_up: float
+    faults: tuple[str, ...]
+    fault_rounds: int
+    fault_seconds: float
+    fault_margin: float
+    """Before a fault begins, and after it has ended."""
+
+
+FULL = Extent(
+    connections=(1, 16, 64, 256),
+    rounds=3,
+    seconds=4.0,
+    warm_up=1.0,
+    faults=("stop", "kill", "freeze", "blackhole", "slow"),
+    fault_rounds=1,
+    fault_seconds=8.0,
+    fault_margin=3.0,
+)
+
+QUICK = Extent(
+    connections=(1, 16, 64),
+    rounds=1,
+    seconds=2.0,
+    warm_up=0.5,
+    faults=("kill", "freeze"),
+    fault_rounds=1,
+    fault_seconds=3.0,
+    fault_margin=2.0,
+)
