@@ -20,13 +20,15 @@ from benchmarks import failover, throughput
 from benchmarks.faults import FAULTS, remove_leftovers, why_impossible
 from benchmarks.machine import describe_machine, is_in_memory
 from benchmarks.options import FULL, PAYLOAD_BYTES, QUICK, RATE, Extent
+from benchmarks.page import RESULTS, update_page
 from benchmarks.peers import PEERS, Peer
 from benchmarks.report import (
-    faults_table,
+    fault_lines,
+    format_text,
     summarize_faults,
     summarize_throughput,
     summarize_timelines,
-    throughput_table,
+    throughput_lines,
 )
 from benchmarks.testbed import Testbed
 
@@ -127,7 +129,7 @@ def _measure_throughput(
         payload_bytes=PAYLOAD_BYTES,
     )
     summary = summarize_throughput(throughput.measure(testbed, peers, plan, _tell_sample))
-    click.echo(throughput_table(summary) + "\n")
+    click.echo(format_text(throughput_lines(summary)) + "\n")
     return {"throughput": summary}
 
 
@@ -143,7 +145,7 @@ def _try_faults(testbed: Testbed, peers: Sequence[Peer], extent: Extent) -> dict
     )
     trials = failover.try_faults(testbed, peers, plan, _tell_trial)
     summary = summarize_faults(trials)
-    click.echo(faults_table(summary))
+    click.echo(format_text(fault_lines(summary)))
     timelines = {
         "step": _TIMELINE_STEP,
         "fault_begins": plan.before,
@@ -163,6 +165,8 @@ def _write(results: dict[str, object], out: Path) -> None:
         click.echo("no pictures: matplotlib is not installed (bin/bench has it)", err=True)
         return
     subprocess.run([sys.executable, "-m", "benchmarks.plot", str(out)], check=True)
+    if out.resolve() == RESULTS:
+        update_page()
 
 
 def _available(names: Iterable[str]) -> list[Peer]:

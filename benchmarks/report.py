@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.failover import Trial
 from benchmarks.spec import Answer
@@ -47,8 +47,8 @@ def _summarize(group: Sequence[Sample]) -> Row:
     return row
 
 
-def throughput_table(summary: dict[str, dict[str, Row]]) -> str:
-    """The medians, a line for each number of connections and relay."""
+def throughput_lines(summary: Mapping[str, Mapping[str, Row]]) -> list[list[str]]:
+    """The medians as the cells of a table, its head first."""
     lines = [list(_THROUGHPUT_HEAD)]
     for connections, peers in summary.items():
         reference = peers.get("haproxy", {}).get("rps")
@@ -69,7 +69,7 @@ def throughput_table(summary: dict[str, dict[str, Row]]) -> str:
                     _ratio(row["rps"], reference),
                 ]
             )
-    return format_table(lines)
+    return lines
 
 
 def summarize_faults(trials: Sequence[Trial]) -> dict[str, dict[str, Row]]:
@@ -115,15 +115,15 @@ def _timeline(answers: Sequence[Answer], step: float, seconds: float) -> list[fl
     return worst
 
 
-def faults_table(summary: dict[str, dict[str, Row]]) -> str:
-    """A line for each fault and relay."""
+def fault_lines(summary: Mapping[str, Mapping[str, Row]]) -> list[list[str]]:
+    """What became of the messages, as the cells of a table, its head first."""
     lines = [list(_FAULTS_HEAD)]
     for fault, peers in summary.items():
         for peer, row in peers.items():
             counts = [str(row[key]) for key in ("sent", "failed", "lost", "doubled", "over_250ms")]
             times = [f"{row[key]:.0f}" for key in ("worst_ms", "p50_ms", "p99_ms")]
             lines.append([fault, peer, *counts, *times, f"{row['handed_to_servers']:.2f}"])
-    return format_table(lines)
+    return lines
 
 
 def _range(spread: object, digits: int) -> str:
@@ -133,14 +133,13 @@ def _range(spread: object, digits: int) -> str:
 
 
 def _ratio(value: object, reference: object) -> str:
-    if not isinstance(value, float) or not isinstance(reference, float) or not reference:
+    if not isinstance(value, (int, float)) or not isinstance(reference, (int, float)):
         return ""
-    return f"{value / reference:.2f}"
+    return f"{value / reference:.2f}" if reference else ""
 
 
-def format_table(lines: Iterable[Sequence[str]]) -> str:
+def format_text(lines: Sequence[Sequence[str]]) -> str:
     """Columns, the first two to the left, the others to the right."""
-    lines = list(lines)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -149,3 +148,10 @@ def format_table(lines: Iterable[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def format_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The same as a table in Markdown."""
+    head, *rest = lines
+    aligned = ["---" if number < 2 else "--:" for number in range(len(head))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, aligned, *rest))
