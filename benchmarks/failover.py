@@ -98,7 +98,7 @@ def _try_one(testbed: Testbed, peer: Peer, fault: str, plan: Plan) -> Trial:
     return Trial(
         peer=peer.name,
         fault=fault,
-        fate=judge(answers, rows, inserted),
+        fate=judge(answers, rows, inserted, plan.before),
         offered=sum(count for message_id, count in handed.items() if message_id in ids) / len(ids),
         fenced=fenced,
         answers=answers,

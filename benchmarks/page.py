@@ -23,8 +23,8 @@ def render_page(text: str, results: dict[str, Any]) -> str:
     }
     for name, part in parts.items():
         text = re.sub(
-            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
-            lambda match, part=part: f"{match[1]}{part}{match[2]}",  # type: ignore[misc]
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda match, part=part: f"{match[1]}{part}\n{match[2]}",  # type: ignore[misc]
             text,
             flags=re.DOTALL,
         )
@@ -37,6 +37,11 @@ def update_page() -> None:
     PAGE.write_text(render_page(PAGE.read_text(), results))
 
 
+def main() -> None:
+    """``python -m benchmarks.page``: after the page's own text was changed, say."""
+    update_page()
+
+
 def _machine(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{peer} {version}" for peer, version in facts["peers"].items())
     return (
@@ -45,3 +50,7 @@ def _machine(facts: dict[str, Any]) -> str:
         f"{facts['system']}, Python {facts['python']}, OpenSSL {facts['openssl']}; other programs "
         f"kept {facts['load_average_before']:g} processors busy before. Versions: {versions}."
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -60,7 +60,7 @@ def _draw_throughput(throughput: dict[str, Any]) -> Any:
             panel.plot(connections, values, color=color, marker=marker, label=peer)
         panel.set_xscale("log", base=2)
         panel.set_xticks(connections, [str(number) for number in connections])
-        panel.set_xlabel("client connections, each always with one message under way")
+        panel.set_xlabel("client connections, each with one message under way")
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylim(bottom=0)
@@ -91,13 +91,8 @@ def _draw_faults(timelines: dict[str, Any], faults: dict[str, Any]) -> Any:
             until = len(worst) * step if fault in _LASTING else end
             panel.axvspan(begin, until, color="#eeeeee", linewidth=0)
             panel.axhline(_BOUND_MS, color="#bbbbbb", linewidth=0.8, linestyle="--")
-            panel.vlines(
-                [number * step for number in range(len(worst))],
-                1,
-                worst,
-                color=_STYLES[peer][0],
-                linewidth=1.1,
-            )
+            moments = [number * step for number in range(len(worst))]
+            panel.fill_between(moments, 1, worst, step="post", color=_STYLES[peer][0], linewidth=0)
             panel.set_yscale("log")
             panel.set_ylim(1, 30_000)
             panel.set_yticks([1, 10, 100, 1000, 10_000], ["1", "10", "100", "1 s", "10 s"])

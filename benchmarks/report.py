@@ -17,8 +17,9 @@ _THROUGHPUT_HEAD = (
 
 _FAULTS_HEAD = (
     *("fault", "relay", "sent", "failed", "lost", "doubled", "over 250 ms", "worst ms"),
-    *("p50 ms", "p99 ms", "handed over"),
+    *("(before)", "p50 ms", "p99 ms", "handed over"),
 )
+_TIMES = ("worst_ms", "worst_before_ms", "p50_ms", "p99_ms")
 
 Row = dict[str, float | int | list[float]]
 
@@ -88,7 +89,8 @@ def _summarize_fate(group: Sequence[Trial]) -> Row:
     row: Row = {"rounds": len(group)}
     for field in ("sent", "failed", "lost", "doubled", "over_250ms"):
         row[field] = sum(getattr(fate, field) for fate in fates)
-    row["worst_ms"] = round(max(fate.worst_ms for fate in fates), 1)
+    for field in ("worst_ms", "worst_before_ms"):
+        row[field] = round(max(getattr(fate, field) for fate in fates), 1)
     for field in ("p50_ms", "p99_ms"):
         row[field] = round(median([getattr(fate, field) for fate in fates]), 2)
     row["handed_to_servers"] = round(median([trial.offered for trial in group]), 3)
@@ -121,7 +123,7 @@ def fault_lines(summary: Mapping[str, Mapping[str, Row]]) -> list[list[str]]:
     for fault, peers in summary.items():
         for peer, row in peers.items():
             counts = [str(row[key]) for key in ("sent", "failed", "lost", "doubled", "over_250ms")]
-            times = [f"{row[key]:.0f}" for key in ("worst_ms", "p50_ms", "p99_ms")]
+            times = [f"{row[key]:.0f}" for key in _TIMES]
             lines.append([fault, peer, *counts, *times, f"{row['handed_to_servers']:.2f}"])
     return lines
 

@@ -36,6 +36,8 @@ class Fate:
     over_250ms: int
     """Messages that took longer than that, failed ones included."""
     worst_ms: float
+    worst_before_ms: float
+    """Of the messages answered before the fault began: what the machine does to a relay anyway."""
     p50_ms: float
     p99_ms: float
 
@@ -82,10 +84,16 @@ def count_lost(answers: Sequence[Answer], rows: Mapping[str, int]) -> int:
     return sum(answer.status == 200 and answer.message_id not in rows for answer in answers)
 
 
-def judge(answers: Sequence[Answer], rows: Mapping[str, int], inserted: Mapping[str, int]) -> Fate:
+def judge(
+    answers: Sequence[Answer],
+    rows: Mapping[str, int],
+    inserted: Mapping[str, int],
+    fault_begins: float,
+) -> Fate:
     """What became of the messages, given the store's rows for each message id, and how many times
-    the servers say they inserted each."""
+    the servers say they inserted each; the fault began so many seconds after the load."""
     times = [answer.seconds for answer in answers]
+    before = [answer.seconds for answer in answers if answer.due + answer.seconds < fault_begins]
     doubled = {
         message_id for counts in (rows, inserted) for message_id in counts if counts[message_id] > 1
     }
@@ -96,6 +104,7 @@ def judge(answers: Sequence[Answer], rows: Mapping[str, int], inserted: Mapping[
         doubled=len(doubled),
         over_250ms=sum(seconds > SLOW for seconds in times),
         worst_ms=max(times) * 1000,
+        worst_before_ms=max(before, default=0.0) * 1000,
         p50_ms=percentile(times, 0.5) * 1000,
         p99_ms=percentile(times, 0.99) * 1000,
     )

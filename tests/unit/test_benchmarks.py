@@ -62,10 +62,11 @@ def test_fate_of_messages_is_judged_by_the_store() -> None:
         answer("inserted twice"),
     ]
     rows = {"stored": 1, "slow": 1, "unanswered": 1, "two rows": 2, "inserted twice": 1}
-    fate = judge(answers, rows, {"stored": 1, "inserted twice": 2})
+    fate = judge(answers, rows, {"stored": 1, "inserted twice": 2}, fault_begins=0.2)
     assert (fate.sent, fate.failed, fate.lost, fate.doubled) == (7, 2, 1, 2)
     assert fate.over_250ms == 2
     assert fate.worst_ms == 8000
+    assert fate.worst_before_ms == 10
 
 
 def test_throughput_results_hold_median_and_spread() -> None:
@@ -83,7 +84,7 @@ def test_throughput_results_hold_median_and_spread() -> None:
 
 def test_fault_results_add_up_over_rounds() -> None:
     trials = [
-        Trial("nginx", "freeze", judge(answers, {"a": 1, "b": 1}, {}), 1.0, 0, answers)
+        Trial("nginx", "freeze", judge(answers, {"a": 1, "b": 1}, {}, 1.0), 1.0, 0, answers)
         for answers in (
             [answer("a", due=0.05), answer("b", due=0.25, seconds=0.4)],
             [answer("a", seconds=2.0, status=0)],
