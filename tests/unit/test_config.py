@@ -125,7 +125,7 @@ def test_good_settings_are_read_with_their_defaults(
     assert [address.name for address in c.servers] == ["node1-5001", "node1-5002"]
     assert (c.deadline, c.attempt_timeout, c.probe_interval) == (10.0, 2.0, 0.5)
     assert (c.lanes, c.max_batch, c.max_waiting, c.max_body_bytes) == (4, 64, 10_000, 1_048_576)
-    assert (c.hedge_floor, c.hedge_ceiling, c.retry_share) == (0.05, 0.15, 0.2)
+    assert (c.hedge_floor, c.hedge_ceiling, c.retry_share) == (0.05, 0.15, 0.1)
     assert c.max_waiting_bytes == 64 * 1024 * 1024
     assert load_settings(client, ClientSettings).deadline == 30.0
 

@@ -88,7 +88,7 @@ class CoordinatorSettings(
     max_waiting_bytes: Annotated[int, Meta(ge=1024)] = 64 * 1024 * 1024
     hedge_floor: Seconds = 0.05
     hedge_ceiling: Seconds = 0.15
-    retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     max_body_bytes: Bytes = 1024 * 1024
     log_level: LogLevel = "info"
 

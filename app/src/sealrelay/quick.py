@@ -33,7 +33,7 @@ _KEPT = {
     "CLIENT-CERT": "HTTP_CLIENT_CERT",
 }
 """The fields that the endpoints look at, and their names in WSGI."""
-_HARMLESS = {"HOST", "USER-AGENT", "ACCEPT", "ACCEPT-ENCODING", "VIA"}
+_HARMLESS = {"HOST", "USER-AGENT", "ACCEPT", "ACCEPT-ENCODING", "VIA", "X-FORWARDED-FOR"}
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
@@ -82,7 +82,7 @@ def read_head(data: bytes, paths: frozenset[str]) -> Head | None:
         elif name == "CONNECTION":
             if value.lower() != "keep-alive":
                 return None
-        elif name not in _HARMLESS and not name.startswith("X-"):
+        elif name not in _HARMLESS:
             return None
     stated = kept.get("CONTENT_LENGTH", "")
     if "HOST" not in seen or not _LENGTH.fullmatch(stated):
@@ -102,11 +102,11 @@ class Body:
         Raises OSError.
         """
         size = min(size, self._left)
-        while len(self._arrived) < size:
-            chunk = self._stream.recv(65536)
-            if not chunk:
-                break
-            self._arrived += chunk
+        if len(self._arrived) < size:
+            arrived = bytearray(self._arrived)
+            while len(arrived) < size and (chunk := self._stream.recv(65536)):
+                arrived += chunk
+            self._arrived = bytes(arrived)
         data, self._arrived = self._arrived[:size], self._arrived[size:]
         self._left -= len(data)
         return data
@@ -168,14 +168,19 @@ def serve(
             "wsgi.input": body,
             **head.fields,
         }
-        last = _answer(stream, application, environ, stopping())
-        if last or body.left:  # of what nobody wanted, the application has read what is bearable
+        last = _answer(stream, application, environ, body, stopping())
+        if last:
             return None
         data = body.beyond
 
 
-def _answer(stream: Stream, application: Application, environ: WSGIEnvironment, last: bool) -> bool:
-    """Have one request answered. Whether the answer says that it is the last."""
+def _answer(
+    stream: Stream, application: Application, environ: WSGIEnvironment, body: Body, last: bool
+) -> bool:
+    """Have one request answered. Whether the answer says that it is the last.
+
+    It is where the application has left a part of the body: the next request would be beyond that.
+    """
     lines: list[str] = []
 
     def start_response(
@@ -187,6 +192,7 @@ def _answer(stream: Stream, application: Application, environ: WSGIEnvironment, 
 
     chunks: Iterable[bytes] = application(environ, start_response)
     closes = "Connection: close\r\n" in lines
+    last = last or bool(body.left)
     if last and not closes:
         lines.append("Connection: close\r\n")
     lines.append("\r\n")

@@ -123,7 +123,8 @@ def add_message_endpoint(
             _check_role(peer, endpoint, settings.trust_domain)
             reply = answer(peer, environ)
         except Problem as problem:
-            _read_rest(environ)
+            if problem.status != 408:
+                _read_rest(environ)
             reply = problem.reply()
         except Exception:  # noqa: BLE001 - logged, and told without what it says
             reply = _unexpected(own_path)
@@ -154,8 +155,11 @@ def read_body(environ: WSGIEnvironment, kind: type[T], limit: int) -> T:
     media_type = environ.get("CONTENT_TYPE", "").partition(";")[0]
     if media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported-type", "Send the body as application/json.")
-    with _body_deadline():
-        body = environ["wsgi.input"].read(length)
+    try:
+        with _body_deadline():
+            body = environ["wsgi.input"].read(length)
+    except OSError:  # the peer has left
+        body = b""
     if len(body) != length:
         raise Problem(400, "malformed", "The body ended before its Content-Length.")
     try:
@@ -210,9 +214,12 @@ def _log_access(peer: Identity | None, method: str, path: str, status: int, bega
 
 
 def _read_rest(environ: WSGIEnvironment) -> None:
-    """Read what is left of the body of a refused request, within bounds."""
+    """Read what is left of the body of a refused request, within bounds.
+
+    Where that fails, the connection ends after the answer: its reader knows what is left.
+    """
     left = _DRAIN_LIMIT
-    with suppress(TimeoutError), gevent.Timeout(_BODY_DEADLINE, TimeoutError()):
+    with suppress(Exception), gevent.Timeout(_BODY_DEADLINE, TimeoutError()):
         while left > 0 and (chunk := environ["wsgi.input"].read(min(left, 65536))):
             left -= len(chunk)
 

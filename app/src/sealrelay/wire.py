@@ -33,7 +33,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
     status: int
     replayed: bool = False
-    server: str = ""
+    server: Annotated[str, msgspec.Meta(pattern=rf"^({NAME.pattern})?\Z")] = ""
     """The server that stored it, now or before."""
     problem: str = ""
     """The problem's name, such as ``token-refused``; empty for status 200."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import click
 
 from sealrelay.cli.options import FILE
 from sealrelay.store import SqlStore
+
+_PR_SET_DUMPABLE = 4
 
 store_config_option = click.option(
     "--config",
@@ -33,3 +36,6 @@ def become_owner(store: SqlStore) -> None:
     os.setgroups([])
     os.setgid(owner.st_gid)
     os.setuid(owner.st_uid)
+    # setuid(2) hides a process from others of its new user, as prctl(2) has it; but the servers
+    # must be able to see that one of theirs is stopped while it keeps the store.
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)

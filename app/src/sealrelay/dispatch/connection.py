@@ -67,14 +67,18 @@ class ServerConnection:
         body = msgspec.json.encode(
             BatchRequest([BatchMessage(message.client, message.token) for message in batch])
         )
-        answer = self._exchange("POST", "/api/batch", body, BatchAnswer, timeout)
+        status, answer = self._exchange("POST", "/api/batch", body, BatchAnswer, timeout)
+        if answer is None:
+            raise BatchRefused(status)
         if len(answer.outcomes) != len(batch):
             raise ServerFailed("answered for another number of messages")
         return answer.outcomes
 
     def probe(self, timeout: float) -> None:
         """Ask for the server's health; ``timeout`` in seconds. Raises ServerFailed."""
-        self._exchange("GET", "/healthz", b"", dict, timeout)
+        status, answer = self._exchange("GET", "/healthz", b"", dict, timeout)
+        if answer is None:
+            raise ServerFailed(f"answered {status} to /healthz")
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
@@ -82,7 +86,10 @@ class ServerConnection:
             self._sock.close()
             self._sock = None
 
-    def _exchange(self, method: str, path: str, body: bytes, kind: type[T], timeout: float) -> T:
+    def _exchange(
+        self, method: str, path: str, body: bytes, kind: type[T], timeout: float
+    ) -> tuple[int, T | None]:
+        """The answer's status and content; no content where the request itself is refused."""
         expired = gevent.Timeout(timeout)
         try:
             with expired:
@@ -91,10 +98,10 @@ class ServerConnection:
                 except _StaleConnection:
                     status, payload = self._request(method, path, body)
             if status in (400, 411, 413, 415):
-                raise BatchRefused(status)
+                return status, None
             if status != 200:
                 raise ServerFailed(f"answered {status} to {path}")
-            return msgspec.json.decode(payload, type=kind)
+            return status, msgspec.json.decode(payload, type=kind)
         except gevent.Timeout as timer:
             if timer is not expired:
                 raise
@@ -129,13 +136,16 @@ class ServerConnection:
             # In one piece: http.client's own requests send two, and the server wakes up for each.
             sock.sendall(head.encode("ascii") + body)
             response = http.client.HTTPResponse(sock, method=method)
-            response.begin()
+            try:
+                response.begin()
+                payload = response.read()
+            finally:
+                response.close()  # or the connection would stay open for as long as this object
         except (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError):
             self.close()
             if reused:
                 raise _StaleConnection from None
             raise
-        payload = response.read()
         if response.will_close:
             self.close()
         return response.status, payload
@@ -143,12 +153,10 @@ class ServerConnection:
     def _connect(self) -> ssl.SSLSocket:
         plain = socket.create_connection((self._host, self._port))
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            sock = self._context.wrap_socket(plain, server_hostname=self._host)
-        except BaseException:
-            plain.close()
-            raise
-        self._sock = sock
+        self._sock = sock = self._context.wrap_socket(
+            plain, server_hostname=self._host, do_handshake_on_connect=False
+        )
+        sock.do_handshake()  # where it fails or takes too long, ``_exchange`` closes the connection
         identity = peer_identity(sock)
         if identity != self._identity:
             raise IdentityRefused(f"it is {identity}, not {self._identity}")

@@ -109,28 +109,27 @@ class Budget:
     """What may be sent again: each new message earns a share of one re-send, up to a limit."""
 
     _LIMIT = 100.0
-    _START = 10.0
-    PER_SECOND = 10.0
-    """Re-sends that are earned where there is little traffic, or none."""
+    _START = 50.0
+    PER_SECOND = 5.0
+    """Re-sends that are earned while one is wanted that nothing pays for."""
 
     def __init__(self, share: float) -> None:
         self._share = share
         self._left = self._START
+        self._owing_since: float | None = None
 
     def earn(self) -> None:
         """A new message came in."""
         self._left = min(self._LIMIT, self._left + self._share)
 
-    def earn_by_time(self, seconds: float) -> None:
-        """Repeats that nothing has paid for have waited so long."""
-        self._left = min(self._LIMIT, self._left + self.PER_SECOND * seconds)
-
-    def spend(self) -> bool:
-        """Pay for one re-send, if there is enough."""
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
+    def spend(self, now: float) -> bool:
+        """Pay for one re-send, if there is enough; where there is not, time pays from then on."""
+        if self._owing_since is not None:
+            self._left = min(self._LIMIT, self._left + self.PER_SECOND * (now - self._owing_since))
+        paid = self._left >= 1.0
+        self._left -= paid
+        self._owing_since = None if paid else now
+        return paid
 
 
 class HedgeDelay:
@@ -175,7 +174,6 @@ class Dispatch:
         self._turns = list(self._health)  # who took a batch last comes last
         self._open: dict[Attempt, None] = {}  # in the order in which they began
         self._budget = Budget(limits.retry_share)
-        self._unpaid_since = 0.0
         self._admitted = dict.fromkeys(self._health, -math.inf)  # when each was let in last
         self._all_down_since: float | None = None
         self.hedge_delay = HedgeDelay(limits.hedge_floor, limits.hedge_ceiling)
@@ -236,11 +234,15 @@ class Dispatch:
     def _has_room(self, server: str, now: float) -> bool:
         """Whether a server may be given a batch: in another lane only once its last is held up.
 
-        So what comes in the meantime goes in one batch, as long as answers come soon, and a message
-        that takes its time, or a large one, does not keep the others waiting.
+        So what comes in the meantime goes in one batch, as long as answers come soon; and a message
+        that takes its time, or a large one, keeps the others waiting for little more than that.
         """
         held_up = now - self._last_began[server] >= self.hedge_delay.seconds / 2
         return bool(self._idle[server]) and (held_up or not self._in_flight[server])
+
+    def is_open(self, attempt: Attempt) -> bool:
+        """Whether an attempt has neither succeeded nor failed yet."""
+        return attempt in self._open
 
     def succeed(self, attempt: Attempt, finished: Sequence[Message], now: float) -> list[str]:
         """A server has answered for its batch. ``finished``: those whose first answer this is.
@@ -265,11 +267,11 @@ class Dispatch:
         """
         self._close(attempt)
         for message in attempt.batch:
+            for other in message.trying.values():
+                other.hedged = False  # what it was hedged with is gone; another may take it
             if message.done or message.repeating or message.trying:
                 continue
-            if timed_out and not self._budget.spend():
-                if not self._unpaid:
-                    self._unpaid_since = now
+            if timed_out and not self._budget.spend(now):
                 self._unpaid.append(message)
             else:
                 self._repeat(message)
@@ -323,7 +325,7 @@ class Dispatch:
                 if not self._has_alternative(message):
                     attempt.hedged = False  # there may be one later
                     continue
-                if not self._budget.spend():
+                if not self._budget.spend(now):
                     attempt.hedged = False
                     return offered
                 self._repeat(message)
@@ -354,7 +356,10 @@ class Dispatch:
 
     def _close(self, attempt: Attempt) -> None:
         del self._open[attempt]
-        self._in_flight[attempt.lane.server] -= 1
+        server = attempt.lane.server
+        self._in_flight[server] -= 1
+        if attempt.began == self._last_began[server]:  # its newest is answered: it is not held up
+            self._last_began[server] = -math.inf
         for message in attempt.batch:
             del message.trying[attempt.lane.server]
 
@@ -364,11 +369,8 @@ class Dispatch:
             self._repeats.append(message)
 
     def _pay_repeats(self, now: float) -> None:
-        if self._unpaid:
-            self._budget.earn_by_time(now - self._unpaid_since)
-            self._unpaid_since = now
         while self._unpaid:
-            if not self._unpaid[0].done and not self._budget.spend():
+            if not self._unpaid[0].done and not self._budget.spend(now):
                 return
             self._repeat(self._unpaid.popleft())
 

@@ -98,15 +98,14 @@ class Relay:
             attempt = inbox.get()
             try:
                 until = time.monotonic() + self._attempt_timeout
-                outcomes = self._send(connection, attempt.batch, until)
+                self._note_answer(attempt, self._send(connection, attempt.batch, until))
             except ServerFailed as failure:
                 self._note_failure(attempt, failure)
             except Exception:  # noqa: BLE001 - a bug must cost one attempt, not a lane
                 _log.exception("Unexpected error in a lane to %s", self._urls[lane.server])
                 connection.close()
-                self._note_failure(attempt, ServerFailed("unexpected error"))
-            else:
-                self._note_answer(attempt, outcomes)
+                if self._dispatch.is_open(attempt):
+                    self._note_failure(attempt, ServerFailed("unexpected error"))
             self._dispatch.lane_idle(lane)
             self._pump()
 
@@ -181,8 +180,11 @@ class Relay:
     def _look_out(self) -> None:
         while True:
             gevent.sleep(self._dispatch.next_look(time.monotonic()))
-            now = time.monotonic()
-            self._dispatch.hedge(now)
-            self._pump()
-            for message in self._dispatch.give_up(now):
-                self._answers[message].set_exception(NoHealthyServer())
+            try:
+                now = time.monotonic()
+                self._dispatch.hedge(now)
+                self._pump()
+                for message in self._dispatch.give_up(now):
+                    self._answers[message].set_exception(NoHealthyServer())
+            except Exception:  # noqa: BLE001 - a bug must not end the look-out
+                _log.exception("Unexpected error while looking for what is late")

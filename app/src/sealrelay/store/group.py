@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gevent
 from gevent import get_hub
@@ -22,8 +22,8 @@ _log = logging.getLogger("sealrelay.store")
 T = TypeVar("T")
 
 _LATE = 0.03
-"""Seconds of work on the store after which to see whether a stopped process is in the way: many
-times what a commit takes, and little against the 300 ms that a frozen server may cost."""
+"""Seconds of waiting for the store between two looks at whether a stopped process is in the way:
+many times what a commit takes, and little against the 300 ms that a frozen server may cost."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class GroupCommit:
         self._writing = False
         self._thread = ThreadPool(1)
         self._running = 0
-        self._alarm = get_hub().loop.timer(_LATE, _LATE)
+        self._alarm: Any = None
 
     def add(self, records: Sequence[Record]) -> list[Stored]:
         """Store records together with whatever else waits; returns when they are on disk.
@@ -87,6 +87,8 @@ class GroupCommit:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         if not self._running:
+            # A new one each time: one that was stopped goes on with what was left of its time.
+            self._alarm = get_hub().loop.timer(_LATE, _LATE)
             self._alarm.start(self._end_stopped_writer)
         self._running += 1
         try:
@@ -94,7 +96,7 @@ class GroupCommit:
         finally:
             self._running -= 1
             if not self._running:
-                self._alarm.stop()
+                self._alarm.close()
 
     def _end_stopped_writer(self) -> None:
         # Called by the event loop itself, so it must not wait for anything.
@@ -103,6 +105,9 @@ class GroupCommit:
         except PermissionError:
             self._alarm.stop()
             _log.error("A stopped process of another user keeps the store: continue or end it")
+            return
+        except OSError as error:  # no descriptor left, say; there is another look soon
+            _log.error("Looking for who keeps the store: %s", error.strerror)
             return
         if ended is not None:
             _log.warning("Ended process %d, which was stopped while it kept the store", ended)
