@@ -474,7 +474,7 @@ def test_hedges_and_repeats_after_time_outs_stay_within_the_budget() -> None:
     assert 90 <= hedged <= 91
     dispatch.fail(attempt, 2.0, timed_out=True)
     dispatch.readmit(attempt.lane.server, 2.0, quick=True)
-    assert count_sent(dispatch, 2.0) <= 91
+    assert count_sent(dispatch, 2.0) <= 91 + 2 * Budget.PER_SECOND, "time has paid, too"
     # what could not be paid for is not lost: new messages pay for it, and so does time
     enqueue(dispatch, *(make_message(deadline=1e9) for _ in range(10)))
     assert 10 < count_sent(dispatch, 3.0) < 30
