@@ -35,6 +35,11 @@ from benchmarks.testbed import Testbed
 _TIMELINE_STEP = 0.1
 """Seconds."""
 
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not SystemExit, which commands run within this process would catch."""
+
+
 Names = tuple[str, ...] | None
 Split = Callable[[click.Context, click.Parameter, str | None], Names]
 
@@ -96,7 +101,8 @@ def main(
     **changes: object,
 ) -> None:
     """Compare relays side by side; docs/benchmarks.md says how, and what it shows."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, _interrupt)
     remove_leftovers()
     given = {name: value for name, value in changes.items() if value is not None}
     extent = replace(QUICK if quick else FULL, **given)  # type: ignore[arg-type] # click checked
@@ -209,8 +215,11 @@ def _tell_trial(trial: failover.Trial) -> None:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(130)
+    raise Interrupted
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Interrupted:
+        sys.exit(130)

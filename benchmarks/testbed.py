@@ -69,9 +69,9 @@ class Testbed:
         folder = self.folder / f"measurement{self._measurements}"
         folder.mkdir()
         services = [self._make_server(folder, name) for name in SERVERS]
-        migrated = run_main("migrate", "--config", str(services[0].config))
-        assert migrated.code == 0, migrated.err
         try:
+            migrated = run_main("migrate", "--config", str(services[0].config))
+            assert migrated.code == 0, migrated.err
             for service in services:
                 service.start(wait=False)
             for service in services:
