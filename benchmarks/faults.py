@@ -1,10 +1,11 @@
-"""What is done to the first of the two servers, while a load goes on."""
+"""What is done to the first of the two servers, or to their store, while a load goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ _TABLE = "sealrelay_bench_"
 _OPENING = 10.0
 SLOWER = 0.5
 """Seconds that the fault ``slow`` adds to each answer."""
+_BROWN_OUT = 0.02
+"""Seconds that the fault ``brownout`` adds to each sync: some ten times what a commit takes."""
 
 
 class FaultFailed(Exception):
@@ -87,12 +90,28 @@ def _slow(measurement: Measurement) -> Iterator[None]:
         measurement.delay.send_signal(signal.SIGUSR2)
 
 
+@contextmanager
+def _brown_out(measurement: Measurement) -> Iterator[None]:
+    """Each sync to disk takes 20 ms longer, for both servers: their store is ten times as slow."""
+    injection = f"inject=fsync,fdatasync:delay_exit={round(_BROWN_OUT * 1e6)}"
+    command = ["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"]
+    with contextlib.ExitStack() as tracers:
+        for server in measurement.servers:
+            for pid in server.workers:
+                log = measurement.folder / f"strace-{pid}.log"
+                program = Program([*command, injection, "-p", str(pid)], log)
+                tracers.callback(program.stop)
+                _wait_for_tracer(pid)
+        yield
+
+
 FAULTS: dict[str, Callable[[Measurement], AbstractContextManager[None]]] = {
     "stop": _stop,
     "kill": _kill,
     "freeze": _freeze,
     "blackhole": _black_hole,
     "slow": _slow,
+    "brownout": _brown_out,
 }
 
 
@@ -113,6 +132,8 @@ def delayed_first_server(measurement: Measurement) -> Iterator[tuple[int, int]]:
 
 def why_impossible(fault: str) -> str | None:
     """Why a fault can't be brought about here; None when it can."""
+    if fault == "brownout" and shutil.which("strace") is None:
+        return "there is no strace"
     if fault != "blackhole":
         return None
     if os.geteuid() != 0:
@@ -138,6 +159,14 @@ def _nft(commands: str) -> str:
     if run.returncode:
         raise FaultFailed(f"nft: {run.stderr.strip()}")
     return run.stdout
+
+
+def _wait_for_tracer(pid: int) -> None:
+    deadline = time.monotonic() + _OPENING
+    while "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text():
+        if time.monotonic() > deadline:
+            raise FaultFailed("strace could not attach")
+        time.sleep(0.01)
 
 
 def _wait_for_port(port: int) -> None:

@@ -478,7 +478,7 @@ def test_hedges_and_repeats_after_time_outs_stay_within_the_budget() -> None:
     # what could not be paid for is not lost: new messages pay for it, and so does time
     enqueue(dispatch, *(make_message(deadline=1e9) for _ in range(10)))
     assert 10 < count_sent(dispatch, 3.0) < 30
-    assert sum(count_sent(dispatch, float(second)) for second in range(4, 60)) > 100
+    assert sum(count_sent(dispatch, float(second)) for second in range(4, 60)) > 50
 
 
 def test_nobody_pays_for_what_nobody_waits_for() -> None:
