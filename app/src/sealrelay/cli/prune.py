@@ -18,8 +18,8 @@ from sealrelay.store import SchemaOutdated, SqlStore, StoreError, open_store
 
 T = TypeVar("T")
 
-_FIRST_BATCH = 50
-_SMALLEST_BATCH = 10
+_FIRST_BATCH = 100
+_SMALLEST_BATCH = 100  # fewer would not be quicker: each transaction is synced to disk once
 _LONGEST = 0.02
 """Seconds that a transaction may take before the next one is made smaller: commits wait for it."""
 _PAUSE = 4
