@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,18 @@ def test_migrating_again_changes_nothing(store: SqlStore) -> None:
     store.add([make_record(1)])
     assert store.migrate() == []
     assert (store.revision(), store.count()) == (REVISION, 1)
+
+
+def test_migration_waits_for_a_server_that_is_slow(sqlite: SqlStore, path: Path) -> None:
+    """Longer than a server would wait: 1.5 s."""
+    sqlite.migrate()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(3, other.execute, ["ROLLBACK"])
+    timer.start()
+    assert sqlite.migrate() == []
+    timer.join()
+    other.close()
 
 
 def test_store_of_the_release_before_migrations_is_adopted(sqlite: SqlStore, path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 from cryptography.fernet import Fernet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
-from sealrelay.cli.prune import end_of_retention
+from sealrelay.cli.prune import _remove, end_of_retention
 from sealrelay.config import ServerSettings
 from sealrelay.seal import MAX_CLOCK_SKEW, Keyring, Token, TokenNotOpened, parse_token
-from sealrelay.store import Record, SqlStore, open_store
+from sealrelay.store import Pruned, Record, SqlStore, open_store
 from sealrelay.tls import TlsFiles
 from tests.unit.test_store import make_record, url_of
 
@@ -76,6 +77,9 @@ class World:
     def prune(self) -> None:
         self._store.prune(end_of_retention(self._settings, self.now), 100_000)
 
+    def change(self, **values: int) -> None:
+        self._settings = structs.replace(self._settings, **values)
+
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
@@ -127,6 +131,61 @@ def test_clock_that_was_set_back_removes_nothing_early(store: SqlStore) -> None:
     before = end_of_retention(settings_with(2 * TTL), START)
     at = [before - 1, before, START * 1000]
     store.add([replace(make_record(number), received_at=ms) for number, ms in enumerate(at)])
-    assert store.prune(end_of_retention(settings_with(2 * TTL), START - 1000), 100) == 0
-    assert store.prune(before, 100) == 1
+    assert store.prune(end_of_retention(settings_with(2 * TTL), START - 1000), 100).removed == 0
+    assert store.prune(before, 100).removed == 1
     assert [record.received_at for record in store.newest()] == at[1:]
+
+
+@pytest.mark.parametrize("largest", [30, 500])
+def test_slow_disk_does_not_make_pruning_remove_few_at_a_time(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    """Each transaction waits for the disk once, so many small ones would never keep up."""
+    store.prune(2**60, 100_000)
+    store.add([make_record(number) for number in range(1000)])
+    prune, limits = store.prune, []
+
+    def prune_slowly(before_ms: int, limit: int) -> Pruned:
+        limits.append(limit)
+        return replace(prune(before_ms, limit), deleting=1.0, holding=0.001)
+
+    monkeypatch.setattr(store, "prune", prune_slowly)
+    assert sum(_remove(store, 2**60, largest)) == 1000
+    assert set(limits) == {min(100, largest)}
+
+
+def test_as_many_are_removed_at_a_time_as_take_little_and_others_get_most_of_it(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the commit took, which no smaller number makes shorter."""
+    store.prune(2**60, 100_000)
+    store.add([make_record(number) for number in range(1000)])
+    prune, limits = store.prune, []
+    pauses: list[float] = []
+
+    def prune_slowly(before_ms: int, limit: int) -> Pruned:
+        limits.append(limit)
+        return replace(prune(before_ms, limit), deleting=0.001, holding=0.5)
+
+    monkeypatch.setattr(store, "prune", prune_slowly)
+    monkeypatch.setattr("sealrelay.cli.prune.time.sleep", pauses.append)
+    assert sum(_remove(store, 2**60, 300)) == 1000
+    assert limits == [100, 151, 227, 300, 300]
+    assert pauses == [2.0] * 4
+
+
+def test_longer_token_ttl_needs_a_longer_retention_first(store: SqlStore) -> None:
+    """What docs/store.md says of it: else messages that are removed already would come back."""
+    for wait, times in [(0, 2), (3 * TTL + MAX_CLOCK_SKEW - 2 * TTL, 1)]:
+        store.prune(2**60, 100_000)
+        world = World(store, 2 * TTL)
+        world.seal(MAX_CLOCK_SKEW)
+        world.deliver(0)
+        world.pass_time(2 * TTL + 1)
+        world.prune()
+        world.change(retention=4 * TTL)
+        world.pass_time(wait)
+        world.prune()
+        world.change(token_ttl=3 * TTL)
+        world.deliver(0)
+        assert len(world.stored) == times

@@ -8,6 +8,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -122,15 +124,36 @@ def test_listing_goes_on_while_messages_come_and_go(store: SqlStore) -> None:
 def test_oldest_messages_are_removed_first_and_no_more_than_asked_for(store: SqlStore) -> None:
     store.add([make_record(number) for number in (3, 1, 4, 2, 5)])
     assert store.count_before(make_record(5).received_at) == 4
-    assert store.prune(make_record(5).received_at, 3) == 3
+    assert store.prune(make_record(5).received_at, 3).removed == 3
     assert [record.message_id[-1] for record in store.newest()] == [4, 5]
-    assert store.prune(make_record(5).received_at, 3) == 1
-    assert store.prune(make_record(5).received_at, 3) == 0
+    assert store.prune(make_record(5).received_at, 3).removed == 1
+    assert store.prune(make_record(5).received_at, 3).removed == 0
     assert list(store.newest()) == [make_record(5)]
     assert store.add([make_record(1), make_record(5)]) == [
         Stored(replayed=False, server="server1"),
         Stored(replayed=True, server="server1"),
     ]
+
+
+def test_waiting_for_others_is_not_counted_as_removing(sqlite: SqlStore, path: Path) -> None:
+    """Else pruning would get slower, the busier the servers are."""
+    sqlite.add([make_record(number) for number in range(3)])
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    released: list[float] = []
+
+    def release() -> None:
+        released.append(time.monotonic())
+        other.execute("ROLLBACK")
+
+    timer = threading.Timer(0.5, release)
+    timer.start()
+    pruned = sqlite.prune(make_record(2).received_at, 10)
+    ended = time.monotonic()
+    timer.join()
+    other.close()
+    assert pruned.removed == 2
+    assert 0 < pruned.deleting <= pruned.holding <= ended - released[0]
 
 
 def test_size_grows_with_what_is_stored(store: SqlStore) -> None:

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy import Connection
 
 from sealrelay.store import SqlStore, Stored, StoreError, StoreFull, open_store
 from tests.support.deployment import wait_until
@@ -85,7 +86,7 @@ def test_other_defaults_of_the_database_do_no_harm(own: Postgres, url: str) -> N
     store.close()
 
 
-def test_waits_of_the_database_end_before_the_coordinator_gives_up(store: SqlStore) -> None:
+def test_each_wait_of_the_database_ends_before_the_coordinator_gives_up(store: SqlStore) -> None:
     """Its attempt_timeout is 2 s."""
     assert setting(store, "lock_timeout") == "1s"
     assert setting(store, "statement_timeout") == "1200ms"
@@ -204,6 +205,24 @@ def test_two_servers_that_add_the_same_messages_in_any_order_never_deadlock(
     assert errors == []
     assert sum(not stored.replayed for batch in answers for stored in batch) == 20 * 299
     assert store.count() == 1 + 20 * 299
+
+
+def test_message_that_is_removed_while_it_comes_again_is_not_acknowledged(
+    url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_store(url)
+    find_servers = store._backend.find_servers
+
+    def remove_first(connection: Connection, ids: Sequence[bytes]) -> dict[bytes, str]:
+        assert other.prune(2**60, 10).removed == 1
+        return find_servers(connection, ids)
+
+    monkeypatch.setattr(store._backend, "find_servers", remove_first)
+    with pytest.raises(StoreError, match="removed while it came again"):
+        store.add([make_record(0)])
+    monkeypatch.undo()
+    other.close()
+    assert store.add([make_record(0)]) == [NEW]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")

@@ -18,12 +18,12 @@ from sealrelay.store import SchemaOutdated, SqlStore, StoreError, open_store
 
 T = TypeVar("T")
 
-_FIRST_BATCH = 100
-_SMALLEST_BATCH = 100  # fewer would not be quicker: each transaction is synced to disk once
+_SMALLEST_BATCH = 100
+"""Messages; what few of them take is the commit, and many small ones would never keep up."""
 _LONGEST = 0.02
-"""Seconds that a transaction may take before the next one is made smaller: commits wait for it."""
+"""Seconds that removing may take before the next batch is made smaller: commits wait for it."""
 _PAUSE = 4
-"""Pauses are so many times as long as what came before: most of the time belongs to the servers."""
+"""Pauses are so many times as long as others had to wait: most of the time belongs to them."""
 _PATIENCE = 10.0
 """Seconds for which a store that does not answer is asked again."""
 
@@ -76,19 +76,17 @@ def end_of_retention(settings: ServerSettings, now: float) -> int:
 
 def _remove(store: SqlStore, before_ms: int, largest: int) -> Iterator[int]:
     """Remove messages in short transactions; tells how many each time. Raises StoreError."""
-    size = min(_FIRST_BATCH, largest)
+    smallest = size = min(_SMALLEST_BATCH, largest)
     while True:
-        began = time.monotonic()
-        removed = _insist(partial(store.prune, before_ms, size))
-        took = time.monotonic() - began
-        yield removed
-        if removed < size:
+        pruned = _insist(partial(store.prune, before_ms, size))
+        yield pruned.removed
+        if pruned.removed < size:
             return
-        if took > _LONGEST:
-            size = max(size // 2, min(_SMALLEST_BATCH, largest))
-        elif took < _LONGEST / 2:
+        if pruned.deleting > _LONGEST:
+            size = max(size // 2, smallest)
+        elif pruned.deleting < _LONGEST / 2:
             size = min(size + size // 2 + 1, largest)
-        time.sleep(_PAUSE * took)
+        time.sleep(_PAUSE * pruned.holding)
 
 
 def _insist(ask: Callable[[], T]) -> T:

@@ -4,11 +4,12 @@
 """
 
 from sealrelay.store.group import GroupCommit
-from sealrelay.store.records import Record, SchemaOutdated, Stored, StoreError, StoreFull
+from sealrelay.store.records import Pruned, Record, SchemaOutdated, Stored, StoreError, StoreFull
 from sealrelay.store.sql import SqlStore, open_store
 
 __all__ = [
     "GroupCommit",
+    "Pruned",
     "Record",
     "SchemaOutdated",
     "SqlStore",

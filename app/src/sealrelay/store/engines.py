@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -119,8 +119,9 @@ class SqliteBackend(Backend):
     @contextmanager
     def migration(self) -> Iterator[Connection]:
         with self.engine.connect() as connection:
-            connection.exec_driver_sql(f"PRAGMA busy_timeout = {_MIGRATION_TIMEOUT_MS}")
-            connection.rollback()
+            # Past SQLAlchemy, which would say BEGIN first, and wait for that as long as before.
+            with closing(connection.connection.cursor()) as cursor:
+                cursor.execute(f"PRAGMA busy_timeout = {_MIGRATION_TIMEOUT_MS}")
             with connection.begin():
                 yield connection
 

@@ -1,8 +1,10 @@
 """PostgreSQL: commits on its disk (and its synchronous standby's), and never an endless wait.
 
 A database host may be restarted, frozen, cut off, or replaced by its standby at any time. Whatever
-happens to it, a call ends with an answer or an error before the coordinator stops waiting, and the
-next one finds the server that takes writes among the hosts of the URL.
+happens to it, a call ends with an answer or an error in bounded time, and the next one finds the
+server that takes writes among the hosts of the URL. Each wait ends before the coordinator would
+give up (to connect: 2 s for each host), but a call may have to wait several times; the coordinator
+has asked another server then, before this one answers.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from sealrelay.store.records import ConnectionLost, Record, StoreError, StoreFul
 
 T = TypeVar("T")
 
-# All below the coordinator's attempt_timeout (2 s), so that the refusal gets there.
+# Each below the coordinator's attempt_timeout (2 s), so that the refusal of one gets there.
 _LOCK_TIMEOUT_MS = 1000
 _STATEMENT_TIMEOUT_MS = 1200
 _ANSWER_TIMEOUT = 1.5

@@ -46,3 +46,16 @@ class Stored:
     """Whether it was there before."""
     server: str
     """The server that stored it."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What one transaction removed, and how long that took."""
+
+    removed: int
+    """Messages."""
+    deleting: float
+    """Seconds for which they were being deleted; grows with their number."""
+    holding: float
+    """Seconds for which others could not write (SQLite): with the commit, without the wait for it
+    to be this one's turn."""

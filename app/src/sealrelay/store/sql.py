@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +24,14 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from sealrelay.store.engines import Backend, make_backend
-from sealrelay.store.records import ConnectionLost, Record, SchemaOutdated, Stored, StoreError
+from sealrelay.store.records import (
+    ConnectionLost,
+    Pruned,
+    Record,
+    SchemaOutdated,
+    Stored,
+    StoreError,
+)
 from sealrelay.store.schema import REVISION, REVISION_TABLE, messages
 
 T = TypeVar("T")
@@ -100,7 +108,12 @@ class SqlStore:
         def insert(connection: Connection) -> dict[bytes, str]:
             new = self._backend.insert(connection, [firsts[key] for key in ids])
             there = [key for key in ids if key not in new]
-            return self._backend.find_servers(connection, there) if there else {}
+            servers = self._backend.find_servers(connection, there) if there else {}
+            if len(servers) != len(there):
+                # Removed after it was in the way of being inserted: it is not stored any more, nor
+                # was it now. Who sends it again learns what becomes of it.
+                raise StoreError("a message was removed while it came again")
+            return servers
 
         if not records:
             return []
@@ -129,11 +142,11 @@ class SqlStore:
         query = select(func.count()).where(messages.c.received_at < before_ms)
         return self._run(lambda connection: int(connection.execute(query).scalar_one()))
 
-    def prune(self, before_ms: int, limit: int) -> int:
+    def prune(self, before_ms: int, limit: int) -> Pruned:
         """Remove the oldest messages, at most ``limit``, of those received before a time.
 
-        In one transaction; returns how many. Whoever gives the time (ms since the epoch) sees to it
-        that no token of them would be accepted any more. Raises StoreError.
+        In one transaction. Whoever gives the time (ms since the epoch) sees to it that no token of
+        them would be accepted any more. Raises StoreError.
         """
         oldest = (
             select(messages.c.id)
@@ -143,7 +156,14 @@ class SqlStore:
             .with_for_update(skip_locked=True)  # another host's prune has them; SQLite needs none
         )
         query = delete(messages).where(messages.c.id.in_(oldest))
-        return self._run(lambda connection: connection.execute(query).rowcount)
+
+        def remove(connection: Connection) -> tuple[int, float, float]:
+            began = time.monotonic()  # from here on, those who want to write wait for us
+            removed = connection.execute(query).rowcount
+            return removed, began, time.monotonic()
+
+        removed, began, deleted = self._run(remove)
+        return Pruned(removed, deleting=deleted - began, holding=time.monotonic() - began)
 
     def size_bytes(self) -> int:
         """The bytes that the store takes up, space to be used again included. Raises StoreError."""
