@@ -187,6 +187,8 @@ def test_absolute_paths_stay_as_they_are(client: Path, tmp_path: Path) -> None:
         ("server", "sqlite:////", "mysql://host/", "store", "regex"),
         ("server", "sqlite:////", "postgresql://a host/", "store", "regex"),
         ("server", "sqlite:////", "postgresql://[::1/", "store", "cannot be read"),
+        ("server", "sqlite:////", "postgresql://me:S3/", "store", "cannot be read"),
+        ("server", "sqlite:////", "postgresql://me@a:1,b:S3/", "store", "cannot be read"),
         ("server", "messages.db", "messages.db?mode=memory", "store", "regex"),
         ("server", '"server"', '"relay"', "service", "one of server, coordinator, client"),
         ("server", '"server"', "1", "service", "one of server, coordinator, client"),
@@ -234,6 +236,10 @@ def test_wrong_value_is_told_with_file_key_and_remedy(
         "postgresql://me@host/db?password=S3cret",
         "postgresql:///db?user=me&password=S3cret",
         "postgresql://me@host/db?sslpassword=S3cret",
+        "postgresql://me:S3/cret@host/db",
+        "postgresql://me:3/S3cret@host/db",
+        "postgresql://me:3?S3cret@host/db",
+        "postgresql://me:3#S3cret@host/db",
     ],
 )
 def test_password_in_the_stores_url_is_refused_and_not_repeated(server: Path, url: str) -> None:
@@ -258,6 +264,37 @@ def test_passfile_of_the_store_must_be_one_that_libpq_reads(server: Path, tmp_pa
     assert "0600" in line
     passfile.chmod(0o600)
     assert load_settings(server, ServerSettings).store == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:///db?host=/run/postgresql",
+        "postgresql://me@host:/db",
+        "postgresql://[::1]:5432,[fe80::1],host:5433/d%40b?application_name=a%40b",
+    ],
+)
+def test_urls_of_every_form_that_libpq_takes_are_taken(server: Path, url: str) -> None:
+    _edit(server, "sqlite:////nonexistent/messages.db", url)
+    assert load_settings(server, ServerSettings).store == url
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        (None, "or run this as root or as a member of the servers' group"),
+        ("postgresql://me@127.0.0.1:1/db", "or see that the database can be reached from here"),
+    ],
+)
+def test_messages_that_cannot_be_read_are_told_with_what_helps(
+    server: Path, url: str | None, remedy: str
+) -> None:
+    """The group is no help with PostgreSQL: the passfile is the servers' own."""
+    if url is not None:
+        _edit(server, "sqlite:////nonexistent/messages.db", url)
+    result = run_main("messages", "count", "--config", str(server))
+    assert result.code == 8
+    assert f"run `sealrelay migrate` first, {remedy}" in result.err
 
 
 def test_settings_of_another_service_are_refused(server: Path, coordinator: Path) -> None:
@@ -360,9 +397,20 @@ def test_every_keyring_of_a_server_is_checked(server: Path) -> None:
     assert f"{folder}: keyrings: No such file" in _refusal(server)
 
 
-@pytest.mark.parametrize("name", ["server.toml", "key.pem", "keyrings/client1.keys"])
-def test_unreadable_file_is_told(server: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "users"),
+    [
+        ("server.toml", "root, or as a member of the group"),
+        ("key.pem", "root, or as a member of the group"),
+        ("keyrings/client1.keys", "root, or as a member of the group"),
+        ("passfile", "root or its owner"),  # of mode 0600, whatever the group
+    ],
+)
+def test_unreadable_file_is_told(server: Path, name: str, users: str) -> None:
     file = server.parent / name
+    if name == "passfile":
+        file.touch()
+        _edit(server, "sqlite:////nonexistent/messages.db", f"postgresql:///db?passfile={file}")
     file.chmod(0)
     command = [sys.executable, "-m", "sealrelay", "check-config", str(server)]
     if os.geteuid() == 0:  # root reads everything, unless it gives up the right to
@@ -371,7 +419,7 @@ def test_unreadable_file_is_told(server: Path, name: str) -> None:
     assert result.returncode == 8, result
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"sealrelay: {file}: ")
-    assert "permission denied; run as root, or as a member of the group" in line
+    assert f"permission denied; run as {users}" in line
     file.chmod(0o600)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result

@@ -37,6 +37,7 @@ Count = Annotated[int, Meta(ge=1, le=100_000)]
 Bytes = Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)]
 # an absolute path: where a service is started from must not decide where messages are
 StoreUrl = Annotated[str, Meta(pattern=r"^(sqlite:////[^?]+|postgresql://\S+)\Z")]
+_USERS = "root, or as a member of the group that owns the file"
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -216,14 +217,11 @@ def split_url(url: str) -> tuple[str, int]:
     return split_bind(parts.netloc)
 
 
-def _read(path: Path, what: str, remedy: str) -> bytes:
+def _read(path: Path, what: str, remedy: str, users: str = _USERS) -> bytes:
     try:
         return path.read_bytes()
     except PermissionError:
-        raise ConfigError(
-            f"{path}: {what}: permission denied; run as root, or as a member of the group that "
-            f"owns the file"
-        ) from None
+        raise ConfigError(f"{path}: {what}: permission denied; run as {users}") from None
     except OSError as error:
         raise ConfigError(f"{path}: {what}: {error.strerror}; {remedy}") from None
 
@@ -302,22 +300,38 @@ def _check_store(path: Path, url: str) -> None:
     try:
         parts = urlsplit(url)
         parameters = parse_qs(parts.query, keep_blank_values=True)
-        secret = parts.password is not None or {"password", "sslpassword"} & parameters.keys()
+        named = not parameters.keys().isdisjoint({"password", "sslpassword"})
+        secret = named or parts.password is not None
+        if parts.scheme == "postgresql":
+            # In a password, an unescaped slash (or ? or #) ends what is taken for host and port.
+            secret = secret or "@" in parts.path + parts.query + parts.fragment
+            if not secret:
+                _check_ports(parts.netloc)
     except ValueError:
         raise ConfigError(f"{path}: store: the URL cannot be read; correct the value") from None
     if secret:
         raise ConfigError(
             f"{path}: store: the URL holds a password, and settings files are no place for one; "
-            f"put it in a passfile that only its owner can read, and name that: ?passfile=/path"
+            f"put it in a passfile that only its owner can read, and name that: ?passfile=/path "
+            f"(an @ that belongs to something else is written %40)"
         )
     for passfile in parameters.get("passfile", []):
         what = f"passfile in store of {path}"
-        _read(Path(passfile), what, "create it, or correct the path")
+        # libpq takes a passfile of mode 0600 only, so being in a group is no help
+        _read(Path(passfile), what, "create it, or correct the path", users="root or its owner")
         if Path(passfile).stat().st_mode & 0o077:
             raise ConfigError(
                 f"{passfile}: {what}: others than its owner may use it, so libpq would not; "
                 f"set its mode to 0600"
             )
+
+
+def _check_ports(netloc: str) -> None:
+    """Of each host, the port is a number, or left out. Raises ValueError, which quotes nothing."""
+    for host in netloc.rpartition("@")[2].split(","):
+        port = host.rpartition("]")[2].partition(":")[2]
+        if port and not (port.isascii() and port.isdigit()):
+            raise ValueError("a port is not a number")
 
 
 def _check_tls(path: Path, settings: Settings) -> None:

@@ -34,7 +34,10 @@ _json_option = click.option(
 
 @click.group()
 def messages() -> None:
-    """Look at stored messages. Needs root, or the group of the servers, on a server's host."""
+    """Look at stored messages, on a server's host. Needs root.
+
+    Where the store is SQLite, being in the servers' group is enough.
+    """
 
 
 @messages.command("count")
@@ -82,13 +85,15 @@ def _opened(path: Path | None) -> Iterator[tuple[SqlStore, dict[str, Keyring]]]:
     """The store of a server on this host, read-only, and its keyrings."""
     path = path or _first_server()
     settings = load_settings(path, ServerSettings)
+    remedy = "see that the database can be reached from here"
     try:
         store = open_store(settings.store, read_only=True)
+        if store.file is not None:
+            remedy = "run this as root or as a member of the servers' group"
         yield store, load_keyrings(Path(settings.keyrings))
     except StoreError as error:
         raise ConfigError(
-            f"store of {path}: {error}; run `sealrelay migrate` first, or run this as root or as a "
-            f"member of the servers' group"
+            f"store of {path}: {error}; run `sealrelay migrate` first, or {remedy}"
         ) from None
 
 
