@@ -1,0 +1,197 @@
+"""Servers on two hosts that share one PostgreSQL. For a lab of two nodes, made by molecule.
+
+node1 has the coordinator, the clients, the database and two servers, node2 two more servers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.node import (
+    SERVERS,
+    Control,
+    Node,
+    Sender,
+    find_secrets,
+    lab_command,
+    read_receipts,
+    wait_for,
+)
+
+_EVERY_SERVER = {"node1-5001", "node1-5002", "node2-5001", "node2-5002"}
+_SETTINGS = "/etc/sealrelay/servers/5001/server.toml"
+_PASSFILE = "/var/lib/sealrelay/store.pgpass"
+# Connects as a server would, to what its settings say, changed as the arguments say.
+_CONNECT = """
+import re, sys, psycopg
+url = re.search('^store = "(.+)"', open(sys.argv[1]).read(), re.M)[1]
+for old, new in zip(sys.argv[2::2], sys.argv[3::2]):
+    assert old in url, url
+    url = url.replace(old, new)
+try:
+    print(psycopg.connect(url, connect_timeout=10).info.host)
+except psycopg.OperationalError as error:
+    print("refused:", " ".join(str(error).split()))
+"""
+
+
+@pytest.fixture(scope="module")
+def other(lab: str) -> Iterator[Node]:
+    folder = Path(tempfile.mkdtemp(prefix="lab."))
+    node2 = Node(lab, "node2", folder)
+    yield node2
+    node2.disconnect()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def settled(node: Node, other: Node) -> Iterator[None]:
+    """Every server of both hosts runs and is used: before the test and after it."""
+    _settle(node, other)
+    yield
+    _settle(node, other)
+
+
+def _settle(node: Node, other: Node) -> None:
+    for each in (node, other):
+        each.run("systemctl", "start", *SERVERS)
+    wait_for(
+        lambda: (
+            {receipt["served_by"] for receipt in node.send("--count", "16", "settle")}
+            == _EVERY_SERVER
+        ),
+        "every server of both hosts is in use",
+        seconds=60,
+    )
+
+
+def _assert_stored_once(node: Node, receipts: list[dict[str, str]]) -> None:
+    listing = node.run("sealrelay", "messages", "list", "--json", "--limit", "20000")
+    stored = [message["message_id"] for message in read_receipts(listing)]
+    acknowledged = {receipt["message_id"] for receipt in receipts}
+    assert len(acknowledged) == len(receipts)
+    assert acknowledged <= set(stored), "none is lost"
+    assert len(set(stored)) == len(stored), "none is doubled"
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_message_stored_by_any_host_is_seen_from_each(node: Node, other: Node) -> None:
+    receipts = node.send("--count", "40", "two hosts")
+    assert len({receipt["served_by"].partition("-")[0] for receipt in receipts}) == 2
+    for receipt in receipts[-8:]:
+        for each in (node, other):
+            shown = each.run("sealrelay", "messages", "show", "--json", receipt["message_id"])
+            assert json.loads(shown)["server"] == receipt["served_by"]
+    counts = {each.run("sealrelay", "messages", "count") for each in (node, other)}
+    assert len(counts) == 1
+
+
+def _connect(node: Node, *changes: str) -> str:
+    python = "/opt/sealrelay/current/bin/python"
+    return node.run(python, "-c", _CONNECT, _SETTINGS, *changes).strip()
+
+
+def test_the_database_lets_servers_in_with_password_and_tls_only(node: Node, other: Node) -> None:
+    for each in (node, other):
+        assert _connect(each) == node.run("hostname", "-I").split()[0]
+    assert "no password" in _connect(other, _PASSFILE, "/dev/null")
+    assert "no encryption" in _connect(other, "verify-full", "disable")
+    assert "no pg_hba.conf entry" in _connect(other, "/sealrelay?", "/postgres?")
+
+
+def test_a_server_lets_no_other_database_pass_for_its_own(other: Node) -> None:
+    ca = "/etc/sealrelay/servers/5001/ca.pem"
+    assert "certificate verify failed" in _connect(other, ca, "/etc/ssl/certs/ca-certificates.crt")
+    other.shell("cp /etc/hosts /etc/hosts.kept; sed 's/node1$/not-in-the-leaf/' -i /etc/hosts")
+    try:
+        address = other.run("getent", "ahostsv4", "not-in-the-leaf").split()[0]
+        said = _connect(other, f"@{address}/", "@not-in-the-leaf/")
+    finally:
+        other.run("mv", "/etc/hosts.kept", "/etc/hosts")
+    assert "does not match host name" in said
+
+
+def test_only_the_servers_can_read_the_stores_password(
+    node: Node, other: Node, control: Control
+) -> None:
+    password = (control.pki / "store_password").read_text().strip()
+    for each in (node, other):
+        owner = each.run("stat", "-c", "%a %U %G", _PASSFILE).strip()
+        assert owner == "600 sealrelay-server sealrelay-server"
+        assert password in each.read(_PASSFILE)
+        found = each.try_run(
+            *("grep", "-rlaF", "-f", "-", "/etc", "/opt/sealrelay/good", "/var/log"), stdin=password
+        )
+        assert found.stdout == ""
+        assert password not in each.journal()
+
+
+def test_one_host_prunes_for_all(node: Node, other: Node) -> None:
+    assert node.is_active("sealrelay-prune.timer")
+    assert other.show("sealrelay-prune.timer", "LoadState") == "not-found"
+    (receipt,) = node.send("to be kept")
+    node.run("systemctl", "start", "sealrelay-prune.service")
+    assert node.show("sealrelay-prune.service", "Result") == "success"
+    assert node.run("sealrelay", "messages", "show", receipt["message_id"])
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_restarted_database_costs_no_message(node: Node) -> None:
+    unit = node.shell('pg_lsclusters --no-header | awk \'{print "postgresql@" $1 "-" $2}\'')
+    with Sender(node) as sender:
+        sender.wait_for_more(50)
+        node.run("systemctl", "restart", unit.strip())
+        sender.wait_for_more(50)
+        node.run("systemctl", "kill", "--signal=KILL", unit.strip())
+        node.run("systemctl", "start", unit.strip())
+        sender.wait_for_more(50)
+    _assert_stored_once(node, sender.finish())
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_host_that_loses_its_power_costs_no_message(node: Node, other: Node, lab: str) -> None:
+    with Sender(node) as sender:
+        sender.wait_for_server("node2-5001")
+        other.try_run("systemctl", "poweroff", "--force", "--force")
+        other.disconnect()
+        sender.wait_for_more(100)
+        lab_command(lab, "up", "node2")
+        sender.wait_for_server("node2-5001")
+    receipts = sender.finish()
+    _assert_stored_once(node, receipts)
+
+
+def test_failover_check_takes_a_server_of_the_other_host(
+    node: Node, control: Control, tmp_path: Path
+) -> None:
+    variables = {"failover_check_report_dir": str(tmp_path), "failover_check_host": "node2"}
+    play = control.play("playbooks/failover_check.yml", variables=variables)
+    assert play.code == 0, play.out
+    (path,) = tmp_path.glob("failover_check-*.json")
+    report = json.loads(path.read_text())
+    assert report["stopped"]["name"] == report["after"]["served_by"] == "node2-5001"
+    assert report["during"]["served_by"] in _EVERY_SERVER - {"node2-5001"}
+
+
+def test_a_second_run_changes_nothing_and_shows_no_password(control: Control) -> None:
+    secrets = [control.passphrase, (control.pki / "store_password").read_text().strip()]
+    for playbook in ("playbooks/database.yml", "site.yml"):
+        play = control.play(playbook, "--diff", "-vvv")
+        assert play.code == 0, play.out
+        assert play.changed == 0, play.out
+        assert not find_secrets(play.out, secrets)
+
+
+def test_a_password_in_the_stores_url_is_refused(control: Control) -> None:
+    url = "postgresql://sealrelay:not-so-secret@db.example.net/sealrelay"
+    play = control.deploy(variables={"server_store": url})
+    assert play.code != 0
+    assert "server_store of node1 holds a password" in play.text
+    assert "not-so-secret" not in play.out
+    assert play.changed == 0
