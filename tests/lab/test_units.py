@@ -109,7 +109,7 @@ def test_a_service_can_write_only_where_its_state_lies(node: Node, unit: str) ->
 
 
 def test_the_units_are_sandboxed_by_systemds_own_measure(node: Node) -> None:
-    for unit in (*SERVERS, COORDINATOR):
+    for unit in (*SERVERS, COORDINATOR, "sealrelay-prune.service"):
         listing = node.run("systemd-analyze", "security", "--no-pager", unit)
         exposure = re.search(rf"Overall exposure level for {re.escape(unit)}: ([0-9.]+)", listing)
         assert exposure is not None
