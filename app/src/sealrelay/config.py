@@ -38,6 +38,7 @@ Bytes = Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)]
 # an absolute path: where a service is started from must not decide where messages are
 StoreUrl = Annotated[str, Meta(pattern=r"^(sqlite:////[^?]+|postgresql://\S+)\Z")]
 _USERS = "root, or as a member of the group that owns the file"
+Places = Annotated[int, Meta(ge=1, le=50_000)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -57,6 +58,9 @@ class ServerSettings(
     retention: Annotated[int, Meta(ge=1)] = 7 * 24 * 3600
     max_body_bytes: Bytes = 1024 * 1024
     log_payloads: bool = False
+    max_connections: Places = 10_000
+    max_connections_per_peer: Places = 2_000
+    max_handshakes_per_peer: Annotated[int, Meta(ge=1, le=2_000)] = 1_000
     log_level: LogLevel = "info"
 
     role: ClassVar[Role] = Role.SERVER
@@ -91,6 +95,9 @@ class CoordinatorSettings(
     hedge_ceiling: Seconds = 0.15
     retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     max_body_bytes: Bytes = 1024 * 1024
+    max_connections: Places = 10_000
+    max_connections_per_peer: Places = 2_000
+    max_handshakes_per_peer: Annotated[int, Meta(ge=1, le=2_000)] = 1_000
     log_level: LogLevel = "info"
 
     role: ClassVar[Role] = Role.COORDINATOR

@@ -222,8 +222,8 @@ CONNECTIONS = _gauge(
 )
 REFUSED_CONNECTIONS = _Count(
     "sealrelay_refused_connections_total",
-    "Connections refused: `tls` (no leaf of ours, another TLS version), `too-slow` to shake hands, "
-    "or `lost` meanwhile",
+    "Connections refused: `tls` (no leaf of ours, another TLS version), `too-slow` with handshake "
+    "or head, `crowded` out by others of the same peer, or `lost` meanwhile",
     _BOTH,
     "reason",
 )

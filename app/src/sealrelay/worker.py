@@ -1,0 +1,383 @@
+"""gunicorn's gevent worker with a door: what strangers do costs members next to nothing.
+
+An accepted connection waits for its first bytes, shakes hands within a deadline, and is a member
+from then on. Strangers have places of their own, which they lose to whoever comes later; members
+that have too many connections lose idle ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from gevent.server import StreamServer
+from gevent.socket import wait_read
+from gevent.ssl import SSLSocket
+from greenlet import greenlet
+from gunicorn.workers.ggevent import GeventWorker
+
+from sealrelay import metrics, quick
+from sealrelay.config import ServiceSettings
+from sealrelay.door import (
+    HANDSHAKE_DEADLINE,
+    HEAD_DEADLINE,
+    KEEP_ALIVE,
+    Crowd,
+    RefusalLog,
+    name_stranger,
+    share_places,
+)
+from sealrelay.identity import Endpoint, IdentityRefused
+from sealrelay.tls import describe_tls_error, make_server_context, peer_identity
+
+_log = logging.getLogger("sealrelay.tls")
+
+_IDLE = 0.5
+"""Seconds without a request after which a stopping worker closes a connection. One that was just
+opened, or is in the middle of a request's head, gets its answer."""
+_BURST = 16
+"""Connections accepted in one go, before members' work and before any of them is counted."""
+_PATIENCE = 0.005
+"""Seconds for which members' work goes before the next step of a handshake."""
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class _Ended(BaseException):
+    """Ends a wait from outside; the text says why."""
+
+
+class _Wait:
+    """A connection's greenlet in a wait that may be ended: a handshake, or for a request."""
+
+    def __init__(self) -> None:
+        self.greenlet: greenlet = gevent.getcurrent()
+        self.since = time.monotonic()
+        self.over = False
+
+    def end(self, reason: str) -> None:
+        # Thrown from the hub, where the greenlet surely waits, and in this wait only: anywhere
+        # else it would break a request.
+        gevent.get_hub().loop.run_callback(self._throw, reason)
+
+    def _throw(self, reason: str) -> None:
+        if not self.over:
+            self.greenlet.throw(_Ended(reason))
+
+
+class _Connection(SSLSocket):
+    """An accepted connection, which takes back what was read of a request, and tells when a head
+    comes in more than one piece."""
+
+    awaited: _Request | None = None
+    _unread = b""
+
+    def unread(self, data: bytes) -> None:
+        self._unread = data
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._unread)
+
+    def recv(self, *args: Any) -> bytes:
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
+        if self.awaited is not None:
+            self.awaited.read_on()
+        received: bytes = super().recv(*args)
+        return received
+
+
+class _Request(_Wait):
+    """The wait for the next request of a kept-alive connection, until its head is there."""
+
+    def __init__(self, connection: _Connection, idle: Crowd[_Request], peer: str) -> None:
+        super().__init__()
+        self._connection, self._idle = connection, idle
+        self._has_begun = connection.has_unread
+        self._timer = gevent.Timeout.start_new(KEEP_ALIVE, _Ended("idle"))
+        self.in_head = False
+        idle.add(peer, self)
+        connection.awaited = self
+
+    def read_on(self) -> None:
+        """Called before each read: when another was not enough, a request has begun."""
+        if self._has_begun and not self.in_head:
+            self._leave_idle()
+            self.in_head = True
+            self._timer = gevent.Timeout.start_new(HEAD_DEADLINE, _Ended("too slow"))
+        self._has_begun = True
+
+    def close(self) -> None:
+        self._connection.awaited = None
+        self._leave_idle()
+
+    def _leave_idle(self) -> None:
+        self.over = True
+        self._timer.close()
+        self._idle.discard(self)
+
+
+class _Turnstile:
+    """Lets handshakes compute one at a time, and members' work go first before each.
+
+    A handshake takes as long as a request does, and whoever asks for one needs no key for it.
+    """
+
+    def __init__(self) -> None:
+        self._beginning: Crowd[Event] = Crowd()
+        self._going_on: Crowd[Event] = Crowd()
+        self._someone_waits = Event()
+
+    def wait_for_turn(self, peer: str, *, goes_on: bool) -> None:
+        """Returns when the caller may compute, until it next waits for anything.
+
+        Who ``goes_on`` with a handshake comes before those who begin one: that takes an answer to
+        ours, while first messages can be sent in a flood without any work.
+        """
+        turn = Event()
+        waiting = self._going_on if goes_on else self._beginning
+        waiting.add(peer, turn)
+        self._someone_waits.set()
+        try:
+            turn.wait()
+        finally:
+            waiting.discard(turn)
+
+    def run(self) -> None:
+        """Give turns; ends with the process."""
+        while True:
+            turn = self._going_on.take_newest_in_turn() or self._beginning.take_newest_in_turn()
+            if turn is None:
+                self._someone_waits.clear()
+                self._someone_waits.wait()
+            else:
+                turn.set()
+                # mypy takes no False here, with which a gevent.Timeout ends what it is around
+                gevent.with_timeout(_PATIENCE, gevent.idle, timeout_value=None)
+
+
+class PlainPassage:
+    """Stands where gunicorn and gevent expect an SSL context, and hands the plain socket on:
+    ``RelayWorker`` speaks TLS once its peer has said something."""
+
+    @staticmethod
+    def wrap_socket(sock: socket.socket, **_options: Any) -> socket.socket:
+        return sock
+
+
+class RelayWorker(GeventWorker):
+    """See the module. The gunicorn application's ``settings`` are the service's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        service: Any = self.app
+        self._settings: ServiceSettings = service.settings
+        self._message_paths = frozenset(
+            path
+            for service_role, method, path in (endpoint.value for endpoint in Endpoint)
+            if service_role is self._settings.role and method == "POST"
+        )
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._places = share_places(self._settings.max_connections, descriptors)
+        # gevent stops accepting at this number; the door sees to it that it is never reached
+        self.worker_connections = self._places.members + self._places.strangers + _BURST
+        self._strangers: Crowd[_Wait] = Crowd()
+        self._members: Crowd[greenlet] = Crowd()
+        self._idle: Crowd[_Request] = Crowd()
+        self._connections: dict[greenlet, tuple[_Connection, str]] = {}
+        self._refusals = RefusalLog(_log)
+        self._turnstile = _Turnstile()
+
+    def init_process(self) -> None:
+        metrics.refresh_with(self._publish_connections)  # in the worker's own process
+        super().init_process()
+
+    def run(self) -> None:
+        self._context = make_server_context(self._settings.tls)
+        if self._places.members < self._settings.max_connections:
+            _log.warning(
+                "File descriptors suffice for %d connections, not for %d: raise LimitNOFILE",
+                self._places.members,
+                self._settings.max_connections,
+            )
+        StreamServer.max_accept = _BURST
+        gevent.spawn(self._turnstile.run)
+        gevent.spawn(self._sum_up_refusals)
+        super().run()
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        connection = self._receive(client, addr[0])
+        if connection is None:
+            return
+        peer = _name_member(connection, addr[0])
+        current = gevent.getcurrent()
+        if self._make_room_for_member(peer):
+            self._members.add(peer, current)
+            self._connections[current] = (connection, peer)
+            try:
+                self._serve(connection, addr)
+            finally:
+                del self._connections[current]
+                self._members.discard(current)
+        else:
+            self._refuse(addr[0], "crowded", f"no place for another connection of {peer}")
+        connection.close()
+
+    def _serve(self, connection: _Connection, addr: Any) -> None:
+        def await_request() -> bytes:
+            with self.timeout_ctx():
+                return connection.recv(65536)
+            return b""  # it was ended from outside
+
+        rest = None
+        with contextlib.suppress(OSError):  # the peer has left
+            rest = quick.serve(
+                connection, await_request, self.wsgi, self._message_paths, lambda: not self.alive
+            )
+        if rest is not None:
+            connection.unread(rest)
+            # A stopping worker has closed the listener by now, which is only asked for its address;
+            # the connection knows it too.
+            super().handle(connection, connection, addr)
+
+    def _publish_connections(self) -> None:
+        metrics.CONNECTIONS.labels("handshake").set(len(self._strangers))
+        metrics.CONNECTIONS.labels("idle").set(len(self._idle))
+        metrics.CONNECTIONS.labels("busy").set(len(self._members) - len(self._idle))
+
+    def _receive(self, client: Any, address: str) -> _Connection | None:
+        """Do the handshake with an accepted peer. None, and all closed, if it doesn't belong."""
+        name = name_stranger(address)
+        self._make_room_for_stranger(name)
+        wait = _Wait()
+        self._strangers.add(name, wait)
+        connection: _Connection | None = None
+        try:
+            with gevent.Timeout(HANDSHAKE_DEADLINE, TimeoutError("handshake not done in time")):
+                wait_read(client.fileno())  # who says nothing gets no TLS state either
+                self._turnstile.wait_for_turn(name, goes_on=False)
+                connection = _Connection(
+                    client,
+                    server_side=True,
+                    do_handshake_on_connect=False,
+                    _context=self._context,
+                )
+                self._shake_hands(connection, name)
+            return connection
+        except TimeoutError as error:
+            self._refuse(address, "too-slow", error.strerror or str(error))
+        except ssl.SSLError as error:
+            self._refuse(address, "tls", describe_tls_error(error))
+            _let_read_alert(connection or client)
+        except OSError as error:
+            self._refuse(address, "lost", error.strerror or str(error))
+        except _Ended as error:
+            self._refuse(address, "crowded", str(error))
+        finally:
+            wait.over = True
+            self._strangers.discard(wait)
+        (connection or client).close()
+        return None
+
+    def _shake_hands(self, connection: _Connection, name: str) -> None:
+        connection.settimeout(0.0)
+        while True:
+            try:
+                connection.do_handshake()
+            except ssl.SSLWantReadError:
+                wait_read(connection.fileno())
+                self._turnstile.wait_for_turn(name, goes_on=True)
+            else:
+                connection.settimeout(None)
+                return
+
+    def _make_room_for_stranger(self, name: str) -> None:
+        victim = None
+        if self._strangers.count(name) >= self._settings.max_handshakes_per_peer:
+            victim = self._strangers.oldest(name)
+        elif len(self._strangers) >= self._places.strangers:
+            victim = self._strangers.oldest_of_largest()
+        if victim is not None:
+            self._strangers.discard(victim)
+            victim.end("handshake not done when others came")
+
+    def _make_room_for_member(self, peer: str) -> bool:
+        if self._members.count(peer) >= self._settings.max_connections_per_peer:
+            victim = self._idle.oldest(peer)
+        elif len(self._members) >= self._places.members:
+            victim = self._idle.oldest_of_largest()
+        else:
+            return True
+        if victim is None:
+            return False
+        self._idle.discard(victim)
+        victim.end("idle, and its place was needed")
+        return True
+
+    def _refuse(self, peer: str, reason: str, detail: str) -> None:
+        metrics.REFUSED_CONNECTIONS.add(reason)
+        self._refusals.note(peer, detail, time.monotonic())
+
+    def _sum_up_refusals(self) -> None:
+        while True:  # ends with the process
+            gevent.sleep(1.0)
+            self._refusals.tick(time.monotonic())
+
+    @contextlib.contextmanager
+    def timeout_ctx(self) -> Iterator[None]:  # type: ignore[override] # gunicorn's hints lack it
+        """Around the wait for the next request of a kept-alive connection."""
+        connection, peer = self._connections[gevent.getcurrent()]
+        wait = _Request(connection, self._idle, peer)
+        try:
+            yield
+        except _Ended:
+            if wait.in_head:
+                self._refuse(peer, "too-slow", "head of a request not there in time")
+                _say_too_slow(connection)
+        finally:
+            wait.close()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        super().handle_exit(sig, frame)
+        gevent.spawn(self._close_idle_connections)
+
+    def _close_idle_connections(self) -> None:
+        while True:  # ends with the process
+            for wait in list(self._idle):
+                if time.monotonic() - wait.since > _IDLE:
+                    wait.end("stopping")
+            gevent.sleep(0.1)
+
+
+def _name_member(connection: ssl.SSLSocket, address: str) -> str:
+    """Whom a member's connection is counted to: its identity, wherever it comes from.
+
+    A leaf of our CA without an identity gets its 403 later, like everyone who may not call.
+    """
+    try:
+        return peer_identity(connection).label
+    except IdentityRefused:
+        return f"unidentified peer at {address}"
+
+
+def _let_read_alert(client: Any) -> None:
+    """Let a refused peer read why: closing with unread data would reset the connection."""
+    with contextlib.suppress(OSError, _Ended):
+        client.shutdown(socket.SHUT_WR)
+        with gevent.Timeout(1.0, TimeoutError()):
+            while client.recv(4096):
+                pass
+
+
+def _say_too_slow(connection: _Connection) -> None:
+    with contextlib.suppress(OSError), gevent.Timeout(1.0, TimeoutError()):
+        connection.sendall(_TOO_SLOW)

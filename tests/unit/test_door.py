@@ -1,0 +1,98 @@
+"""Decisions at the door: whose connection goes, what is told, how places are shared out."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sealrelay.door import HANDSHAKES, Crowd, Places, RefusalLog, name_stranger, share_places
+
+PEERS = st.sampled_from("abcd")
+
+
+@given(st.lists(st.one_of(PEERS, st.integers(0, 60), st.none())))
+def test_crowd_agrees_with_a_plain_list(steps: list[str | int | None]) -> None:
+    """A peer's letter adds a thing, a number discards that thing, None takes the newest in turn."""
+    crowd: Crowd[int] = Crowd()
+    plain: list[tuple[str, int]] = []
+    number = 0
+    for step in steps:
+        if isinstance(step, str):
+            crowd.add(step, number)
+            plain.append((step, number))
+            number += 1
+        elif isinstance(step, int):
+            crowd.discard(step)
+            plain = [entry for entry in plain if entry[1] != step]
+        else:
+            taken = crowd.take_newest_in_turn()
+            owner = next((peer for peer, thing in plain if thing == taken), None)
+            newest = [thing for peer, thing in plain if peer == owner][-1:]
+            assert [thing for thing in [taken] if thing is not None] == newest
+            plain = [entry for entry in plain if entry[1] != taken]
+        sizes = {peer: sum(owner == peer for owner, _ in plain) for peer in "abcd"}
+        assert len(crowd) == len(plain)
+        assert set(crowd) == {thing for _, thing in plain}
+        assert {peer: crowd.count(peer) for peer in "abcd"} == sizes
+        for peer in "abcd":
+            mine = [thing for owner, thing in plain if owner == peer]
+            assert crowd.oldest(peer) == (mine[0] if mine else None)
+        oldest = crowd.oldest_of_largest()
+        owner = next((peer for peer, thing in plain if thing == oldest), None)
+        if plain:
+            assert owner is not None
+            assert sizes[owner] == max(sizes.values())
+            assert crowd.oldest(owner) == oldest
+        else:
+            assert oldest is None
+
+
+def test_peers_take_turns_however_many_one_of_them_sends() -> None:
+    crowd: Crowd[str] = Crowd()
+    for number in range(100):
+        crowd.add("many", f"many{number}")
+    crowd.add("one", "one0")
+    assert [crowd.take_newest_in_turn() for _ in range(3)] == ["many99", "one0", "many98"]
+
+
+def test_few_refusals_are_told_one_by_one_and_a_flood_by_number(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    log = RefusalLog(logging.getLogger("door"))
+    flood = RefusalLog.LINES + 700
+    for _ in range(flood):
+        log.note("192.0.2.1", "unknown ca", now=100.0)
+    log.note("192.0.2.2", "too slow", now=101.0)
+    assert caplog.messages == ["Refused 192.0.2.1: unknown ca"] * RefusalLog.LINES
+    caplog.clear()
+    log.tick(100.0 + RefusalLog.WINDOW)
+    log.tick(101.0 + RefusalLog.WINDOW)
+    assert caplog.messages == ["Refused 701 more in the last 10 s: 700 unknown ca, 1 too slow"]
+    caplog.clear()
+    log.note("192.0.2.3", "too slow", now=200.0)
+    assert caplog.messages == ["Refused 192.0.2.3: too slow"]
+
+
+def test_places_never_need_more_descriptors_than_there_are() -> None:
+    assert share_places(10_000, 65_536) == Places(10_000, HANDSHAKES)
+    for descriptors in (300, 1024, 4096, 20_000):
+        places = share_places(50_000, descriptors)
+        assert 0 < places.strangers <= places.members
+        assert places.members + places.strangers < descriptors
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_stranger_is_counted_by_what_one_host_may_use(address: str, name: str) -> None:
+    assert name_stranger(address) == name
