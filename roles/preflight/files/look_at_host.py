@@ -1,8 +1,10 @@
-"""Print as JSON who listens on the TCP ports named as arguments, and how much space is free.
+"""Print as JSON who listens on the TCP ports named as arguments, how much space is free, and where
+the servers store messages.
 
 Reads /proc itself: a minimal host has neither ss nor netstat.
 """
 
+import glob
 import json
 import os
 import re
@@ -72,6 +74,16 @@ def measure_free_space(path):
     return shutil.disk_usage(path).free // 1024**2
 
 
+def list_stores():
+    """Return the stores' URLs in the settings of the servers."""
+    line = re.compile(r"""^store *= *["']([^"']*)["']""", re.MULTILINE)
+    stores = set()
+    for path in glob.glob("/etc/sealrelay/servers/*/server.toml"):
+        with open(path, encoding="utf-8") as settings:
+            stores.update(line.findall(settings.read()))
+    return sorted(stores)
+
+
 listening = list_listeners({int(port) for port in sys.argv[1:]})
 holders = [describe_process(pid, listening[inode]) for inode, pid in list_holders(set(listening))]
 holders = [holder for holder in holders if holder]
@@ -86,6 +98,7 @@ print(
         {
             "listeners": holders,
             "free_mb": {path: measure_free_space(path) for path in ("/opt", "/var/lib")},
+            "stores": list_stores(),
         }
     )
 )

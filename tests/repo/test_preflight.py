@@ -1,0 +1,127 @@
+"""What preflight says about the store that an inventory names, as far as no host is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.repo.conftest import REPOSITORY, read_yaml, role_defaults
+
+_PREFLIGHT = REPOSITORY / "roles" / "preflight"
+_GOOD = [
+    "postgresql://sealrelay@db1/sealrelay",
+    "postgresql://sealrelay@db1.example.net:5433,db2.example.net/sealrelay?sslmode=verify-full",
+    "postgresql://sealrelay@[2001:db8::1]:5432,192.0.2.1/sealrelay",
+    "postgresql://db1/sealrelay?application_name=us&passfile=/etc/a/b",
+    "postgresql:///sealrelay?host=/run/postgresql",
+]
+_WITH_PASSWORD = [
+    "postgresql://sealrelay:secret@db1/sealrelay",
+    "postgresql://sealrelay:sec/ret@db1/sealrelay",
+    "postgresql://sealrelay:12/secret@db1/sealrelay",
+    "postgresql://sealrelay:secret?x@db1/sealrelay",
+    "postgresql://sealrelay:secret#x@db1/sealrelay",
+    "postgresql://sealrelay:sec@ret@db1/sealrelay",
+    "postgresql://sealrelay:secret",
+    "postgresql://db1/sealrelay?password=secret",
+    "postgres://db1/sealrelay?password=secret",
+    "mysql://root:se/cret@db1/sealrelay",
+]
+
+
+def _play_topology(tmp_path: Path, hosts: dict[str, dict[str, Any]]) -> str:
+    """Run preflight's look at an inventory of such servers; tells what Ansible prints."""
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "connection": "local",
+        "vars": {
+            **role_defaults("preflight"),
+            **read_yaml(_PREFLIGHT / "vars" / "main.yml"),
+            "ansible_python_interpreter": sys.executable,
+            "server_bind": "192.0.2.7",
+        },
+        "tasks": [{"ansible.builtin.include_tasks": str(_PREFLIGHT / "tasks" / "topology.yml")}],
+    }
+    groups: dict[str, Any] = {
+        "servers": {"hosts": hosts},
+        "coordinators": {"hosts": {"relay": {}}},
+        "clients": {"hosts": {"relay": {}}},
+    }
+    playbook, inventory = tmp_path / "play.yml", tmp_path / "hosts.yml"
+    playbook.write_text(yaml.safe_dump([play]))
+    inventory.write_text(yaml.safe_dump({"all": {"children": groups}}))
+    command = Path(sys.executable).with_name("ansible-playbook")
+    return subprocess.run(
+        [command, "-i", inventory, playbook],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+
+
+def _failed(out: str) -> set[str]:
+    recap = out.partition("PLAY RECAP")[2]
+    return set(re.findall(r"(?m)^(\w+) .*failed=1", recap))
+
+
+def test_a_password_in_the_stores_url_is_refused_and_not_shown(tmp_path: Path) -> None:
+    hosts = {f"bad{i}": {"server_store": url} for i, url in enumerate(_WITH_PASSWORD)}
+    out = _play_topology(tmp_path, hosts)
+    assert _failed(out) >= set(hosts)
+    for part in ("secret", "cret@", "ret@db", "sec/"):
+        assert part not in out, out
+
+
+def test_a_plain_url_is_taken_and_all_servers_must_have_the_same(tmp_path: Path) -> None:
+    hosts = {f"good{i}": {"server_store": url} for i, url in enumerate(_GOOD)}
+    out = " ".join(_play_topology(tmp_path, hosts).split())
+    assert "server_store differs between the servers' hosts" in out
+    for refusal in ("server_store begins with", "is not of the form", "holds a password"):
+        assert refusal not in out
+
+
+def test_servers_that_keep_messages_for_different_times_are_refused(tmp_path: Path) -> None:
+    hosts: dict[str, dict[str, Any]] = {
+        name: {"server_store": _GOOD[0], "server_retention": retention}
+        for name, retention in (("node1", 300_001), ("node2", 300_002))
+    }
+    out = " ".join(_play_topology(tmp_path, hosts).split())
+    assert "differ in server_retention (300001, 300002) or server_token_ttl (86400, 86400)" in out
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "same"),
+    [
+        ("sqlite:////var/lib/a.db", "sqlite:////var/lib/a.db", True),
+        ("sqlite:////var/lib/a.db", "sqlite:////var/lib/b.db", False),
+        ("sqlite:////var/lib/a.db", "postgresql://db1/a", False),
+        ("postgresql://u@db1/a", "postgresql://v@DB1:5432/a?sslmode=require&passfile=/x", True),
+        ("postgresql://u@db1/a", "postgresql://u@db1/b", False),
+        ("postgresql://u@db1/a", "postgresql://u@db2/a", False),
+        ("postgresql://u@db1/a", "postgresql://u@db1:5433/a", False),
+        ("postgresql://u@db1,db2/a", "postgresql://u@db2,db3/a", True),
+        ("postgresql://u@[2001:db8::1]/a", "postgresql://[2001:db8::1]:5432/a", True),
+        ("postgresql:///a?host=db1", "postgresql://u@db1/a", True),
+        ("postgresql:///a?host=db1&port=1", "postgresql://u@db1:1/a", True),
+        ("postgresql://u@db1:1,db2:2/a", "postgresql://u@db2:1/a", False),
+        ("postgresql://a@db1", "postgresql://u@db1/a", True),
+    ],
+)
+def test_stores_are_the_same_when_their_messages_are(url: str, other: str, same: bool) -> None:
+    path = _PREFLIGHT / "test_plugins" / "stores.py"
+    spec = importlib.util.spec_from_file_location("stores", path)
+    assert spec is not None
+    assert spec.loader is not None
+    stores = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stores)
+    assert stores.is_same_store(url, other) is same
+    assert stores.is_same_store(other, url) is same
