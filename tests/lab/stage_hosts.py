@@ -188,6 +188,48 @@ def test_a_second_run_changes_nothing_and_shows_no_password(control: Control) ->
         assert not find_secrets(play.out, secrets)
 
 
+def test_a_password_that_does_not_work_is_taken_back(
+    node: Node, other: Node, control: Control
+) -> None:
+    password = (control.pki / "store_password").read_text().strip()
+    # For the servers only: the database's role has it from the same variable.
+    wrong = {"server_store_password": "not-this-one", "postgresql_password": password}
+    play = control.deploy(variables=wrong)
+    assert play.code != 0
+    assert "Check that the store answers" in play.text
+    assert "the previous release serves again" in play.text
+    assert "not-this-one" not in play.out
+    for each in (node, other):
+        assert password in each.read(_PASSFILE)
+        assert password in each.read(f"{_PASSFILE}.good")
+        assert each.run("stat", "-c", "%a", f"{_PASSFILE}.good").strip() == "600"
+        assert "refused" not in _connect(each), "a server that connects anew is let in"
+
+
+@pytest.mark.usefixtures("settled")
+def test_all_servers_leave_a_store_together_or_not_at_all(
+    node: Node, other: Node, control: Control
+) -> None:
+    url = "postgresql://sealrelay@192.0.2.1/another"
+    play = control.deploy(variables={"server_store": url})
+    assert play.code != 0
+    assert f"but server_store is {url} now" in play.text
+    assert play.changed == 0
+    allowed = {"server_store": url, "server_store_change": True}
+    play = control.deploy("--limit", "node1", variables=allowed)
+    assert play.code != 0
+    assert "run this without --limit" in play.text
+    assert play.changed == 0
+    for each in (node, other):
+        assert all(each.is_active(unit) for unit in SERVERS)
+
+
+def test_postgresql_waits_for_the_network(node: Node) -> None:
+    unit = node.shell('pg_lsclusters --no-header | awk \'{print "postgresql@" $1 "-" $2}\'')
+    assert "network-online.target" in node.show(unit.strip(), "After").split()
+    assert node.show(unit.strip(), "NeedDaemonReload") == "no"
+
+
 def test_a_password_in_the_stores_url_is_refused(control: Control) -> None:
     url = "postgresql://sealrelay:not-so-secret@db.example.net/sealrelay"
     play = control.deploy(variables={"server_store": url})

@@ -81,3 +81,13 @@ def test_preflight_refuses_servers_on_several_hosts_with_sqlite(
     assert "The servers are on 2 hosts (node1, node2) with SQLite as their store" in play.text
     assert "stored twice" in play.text, "it says why"
     assert play.changed == 0
+
+
+@pytest.mark.usefixtures("untouched")
+def test_preflight_refuses_to_leave_the_store(control: Control) -> None:
+    """The other store knows no message of this one, so some would be stored twice."""
+    other = "sqlite:////var/lib/sealrelay/other.db"
+    play = control.deploy(variables={"server_store": other})
+    assert play.code != 0
+    assert "store in sqlite:////var/lib/sealrelay/messages.db, but server_store is" in play.text
+    assert play.changed == 0

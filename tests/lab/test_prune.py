@@ -68,9 +68,9 @@ def test_what_is_past_its_retention_goes_and_the_rest_stays(node: Node) -> None:
     assert _is_stored(node, receipts[0]["message_id"])
 
 
-def test_it_runs_as_the_servers_user_behind_them(node: Node) -> None:
+def test_it_runs_as_the_servers_user_and_as_urgently(node: Node) -> None:
     assert node.show(_SERVICE, "User") == "sealrelay-server"
-    assert node.show(_SERVICE, "Nice") == "10"
+    assert node.show(_SERVICE, "Nice") == "0", "who lets it wait lets the servers wait"
     assert node.show(_SERVICE, "Type") == "oneshot"
     modes = node.shell("stat -c '%U %a' /var/lib/sealrelay/messages.db*").split("\n")
     assert {mode for mode in modes if mode} == {"sealrelay-server 640"}
