@@ -55,6 +55,13 @@ def _state_of(stat: Path) -> str:
     return stat.read_text().rpartition(")")[2].split()[0]
 
 
+def _is_alive(pid: int) -> bool:
+    try:
+        return _state_of(Path(f"/proc/{pid}/stat")) not in "ZX"
+    except OSError:
+        return False
+
+
 class Service:
     """One service process, its settings file and its log."""
 
@@ -129,6 +136,7 @@ class Service:
         """Stop the service as systemd does, or kill all of it."""
         if self._process is None:
             return
+        processes = self.processes
         with contextlib.suppress(ProcessLookupError):
             if sig is signal.SIGTERM:
                 self._process.send_signal(sig)
@@ -136,6 +144,8 @@ class Service:
                 os.killpg(self._process.pid, sig)
         self._process.wait(PATIENCE)
         self._process = None
+        # A killed worker that is not gone yet would still take connections, and reset them.
+        wait_until(lambda: not any(map(_is_alive, processes)), f"{self.name} has ended")
 
     def terminate(self) -> None:
         """Tell the service to stop, and don't wait; ``stop`` does."""
