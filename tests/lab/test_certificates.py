@@ -16,6 +16,7 @@ _SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
 _LEAVES = {
     "/etc/sealrelay/clients/client1": ("client/client1", {_CLIENT_AUTH}),
     "/etc/sealrelay/clients/client2": ("client/client2", {_CLIENT_AUTH}),
+    "/etc/sealrelay/operator": ("operator/node1", {_CLIENT_AUTH}),
     "/etc/sealrelay/coordinator": ("coordinator/node1", {_SERVER_AUTH, _CLIENT_AUTH}),
     "/etc/sealrelay/servers/5001": ("server/node1-5001", {_SERVER_AUTH, _CLIENT_AUTH}),
     "/etc/sealrelay/servers/5002": ("server/node1-5002", {_SERVER_AUTH, _CLIENT_AUTH}),
@@ -55,7 +56,7 @@ def test_leaf(node: Node, folder: str, expected: tuple[str, set[x509.ObjectIdent
     ]
     hosts = names.get_values_for_type(x509.DNSName)
     addresses = {str(address) for address in names.get_values_for_type(x509.IPAddress)}
-    if identity.startswith("client/"):
+    if identity.startswith(("client/", "operator/")):
         assert not hosts
         assert not addresses
     else:

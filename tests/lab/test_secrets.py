@@ -24,6 +24,8 @@ _MODES = {
     "/etc/sealrelay/coordinator": "750 root sealrelay-coordinator",
     "/etc/sealrelay/coordinator/key.pem": "640 root sealrelay-coordinator",
     "/etc/sealrelay/coordinator/coordinator.toml": "640 root sealrelay-coordinator",
+    "/etc/sealrelay/operator": "700 root root",
+    "/etc/sealrelay/operator/key.pem": "600 root root",
     "/etc/sealrelay/clients/client1": "700 root root",
     "/etc/sealrelay/clients/client1/key.pem": "600 root root",
     "/etc/sealrelay/clients/client1/payload.keys": "600 root root",

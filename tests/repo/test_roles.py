@@ -12,7 +12,13 @@ import msgspec
 import pytest
 import yaml
 
-from sealrelay.config import ClientSettings, CoordinatorSettings, ServerSettings, Settings
+from sealrelay.config import (
+    ClientSettings,
+    CoordinatorSettings,
+    OperatorSettings,
+    ServerSettings,
+    Settings,
+)
 from tests.repo.conftest import REPOSITORY, ROLES, read_yaml, role_defaults, role_specs
 
 SHARED = {"sealrelay_trust_domain"}
@@ -111,6 +117,7 @@ def render(tmp_path: Path, role: str, template: str, **more: Any) -> str:
         ("server", ServerSettings, 5001),
         ("coordinator", CoordinatorSettings, None),
         ("client", ClientSettings, "client1"),
+        ("operator", OperatorSettings, None),
     ],
 )
 def test_settings_template_is_what_the_app_reads(

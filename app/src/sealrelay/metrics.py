@@ -258,6 +258,20 @@ INFO = _gauge(
 )
 
 
+# Those that rules look at stand at 0 from the start: a rate sees no step from nothing to 1.
+_RESULTS = {
+    Role.COORDINATOR: (
+        *("ok", "replayed", "malformed", "token-refused", "queue-full", "no-healthy-server"),
+        *("deadline-passed", "store-full", "unexpected"),
+    ),
+    Role.SERVER: (
+        *("ok", "replayed", "malformed", "token-refused", "store-full", "store-unavailable"),
+        "unexpected",
+    ),
+}
+_REASONS = ("tls", "too-slow", "lost")
+
+
 def start(role: Role, name: str, tls: TlsFiles, started: float) -> None:
     """Begin to publish, in a worker. ``started``: of the service, in seconds since the epoch.
 
@@ -265,8 +279,10 @@ def start(role: Role, name: str, tls: TlsFiles, started: float) -> None:
     """
     INFO.labels(role.value, name, __version__).set(1)
     STARTED.set(started)
-    for result in ("ok", "replayed"):
+    for result in _RESULTS[role]:
         MESSAGES.add(result, amount=0)
+    for reason in _REASONS:
+        REFUSED_CONNECTIONS.add(reason, amount=0)
     note_tls_files(tls)
     gevent.spawn(_keep_publishing)
 

@@ -53,7 +53,7 @@ class Intake:
     def __init__(self, settings: ServerSettings, keyrings: Mapping[str, Keyring]) -> None:
         self._settings = settings
         self._keyrings = keyrings
-        self._writer = GroupCommit(open_store(settings.store), _note_commit)
+        self._writer = GroupCommit(open_store(settings.store), note_commit)
 
     def prepare(self) -> None:
         """Check that the store is ready; waits for one that does not answer. Raises StoreError."""
@@ -100,7 +100,7 @@ class Intake:
         records = [entry for entry in opened if isinstance(entry, Record)]
         stored = iter(self._store(records))
         outcomes = [next(stored) if isinstance(entry, Record) else entry for entry in opened]
-        _count(outcomes, time.monotonic() - began)
+        count_outcomes(outcomes, time.monotonic() - began)
         return outcomes
 
     def _open_safely(self, message: BatchMessage) -> Record | Outcome:
@@ -163,14 +163,16 @@ class Intake:
         return [Outcome(200, replayed=result.replayed, server=result.server) for result in stored]
 
 
-def _count(outcomes: Sequence[Outcome], seconds: float) -> None:
+def count_outcomes(outcomes: Sequence[Outcome], seconds: float) -> None:
+    """Count a batch that was answered ``seconds`` after it came."""
     metrics.BATCH_MESSAGES.add(len(outcomes))
     metrics.MESSAGE_SECONDS.add(seconds, len(outcomes))
     for outcome in outcomes:
         metrics.MESSAGES.add("replayed" if outcome.replayed else outcome.problem or "ok")
 
 
-def _note_commit(records: int, seconds: float) -> None:
+def note_commit(records: int, seconds: float) -> None:
+    """Count a commit that took ``seconds``."""
     metrics.COMMIT_MESSAGES.add(records)
     metrics.COMMIT_SECONDS.add(seconds)
 
