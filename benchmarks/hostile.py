@@ -16,14 +16,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from tests.support import strangers
-from tests.support.deployment import Deployment, Service
+from tests.support.deployment import Deployment
 from tests.support.http import make_context
 from tests.support.pki import Authority, Leaf, spiffe_id
 from tests.support.strangers import Party, Strangers
@@ -203,7 +203,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         process.start()
         time.sleep(3 * options.connections / options.arrivals + _SETTLE)
         beside = measure(deployment, options.rate, options.seconds)
-        memory = {service.name: resident_mib(service) for service in deployment.services}
+        memory = {service.name: resident_mib(service.processes) for service in deployment.services}
         stop.set()
         told = report.get(timeout=60)
         process.join(60)
@@ -218,10 +218,10 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def resident_mib(service: Service) -> float:
-    """What a service's processes have in memory, shared pages shared out, in MiB."""
+def resident_mib(processes: Iterable[int]) -> float:
+    """What processes have in memory, shared pages shared out, in MiB."""
     total = 0
-    for pid in service.processes:
+    for pid in processes:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1])

@@ -92,7 +92,7 @@ def run(number: int) -> dict[str, object]:
         with deployment.client() as client:
             for index in range(200):
                 client.send(f"warm up {index}")
-        before = resident_mib(deployment.coordinator)
+        before = resident_mib(deployment.coordinator.processes)
         pipes, processes = [], []
         for name in names:
             ours, theirs = spawn.Pipe()
@@ -114,11 +114,11 @@ def run(number: int) -> dict[str, object]:
         opening = time.monotonic() - began
         (worker,) = deployment.coordinator.workers
         descriptors = sum(1 for _ in Path(f"/proc/{worker}/fd").iterdir())
-        after = resident_mib(deployment.coordinator)
+        after = resident_mib(deployment.coordinator.processes)
         for pipe in pipes:
             pipe.send("use them all")
         stored = sum(pipe.recv() for pipe in pipes)
-        used = resident_mib(deployment.coordinator)
+        used = resident_mib(deployment.coordinator.processes)
         for pipe, process in zip(pipes, processes, strict=True):
             pipe.send("end")
             process.join(60)
