@@ -39,12 +39,12 @@ def silent() -> Manners:
 
 def half_hello() -> Manners:
     """Sends three bytes of a ClientHello."""
-    return Manners(at_once=_client_hello()[:3])
+    return Manners(at_once=client_hello()[:3])
 
 
 def slow_hello() -> Manners:
     """Sends a ClientHello byte by byte."""
-    return Manners(bit_by_bit=_client_hello())
+    return Manners(bit_by_bit=client_hello())
 
 
 def handshake(context: ssl.SSLContext) -> Manners:
@@ -67,7 +67,8 @@ def slow_body(folder: Path, path: str) -> Manners:
     return Manners(make_context(folder), head.encode(), b" " * 400)
 
 
-def _client_hello() -> bytes:
+def client_hello() -> bytes:
+    """How a TLS client begins, in full."""
     outgoing = ssl.MemoryBIO()
     tls = ssl.create_default_context().wrap_bio(
         ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1"

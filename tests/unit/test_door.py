@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 
+import gevent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sealrelay.door import HANDSHAKES, Crowd, Places, RefusalLog, name_stranger, share_places
+from sealrelay.worker import Turnstile
 
 PEERS = st.sampled_from("abcd")
 
@@ -56,6 +58,43 @@ def test_peers_take_turns_however_many_one_of_them_sends() -> None:
         crowd.add("many", f"many{number}")
     crowd.add("one", "one0")
     assert [crowd.take_newest_in_turn() for _ in range(3)] == ["many99", "one0", "many98"]
+
+
+def test_members_work_goes_before_each_step_of_a_handshake() -> None:
+    turnstile = Turnstile(patience=60.0)
+    done: list[str] = []
+
+    def shake_hands() -> None:
+        turnstile.wait_for_turn("192.0.2.1", goes_on=False)
+        done.append("step")
+
+    def work() -> None:
+        for _ in range(20):
+            done.append("work")
+            gevent.sleep(0)
+
+    porter = gevent.spawn(turnstile.run)
+    gevent.joinall([gevent.spawn(doing) for doing in (shake_hands, work, shake_hands, shake_hands)])
+    porter.kill()
+    last = len(done) - done[::-1].index("work")
+    assert done[:last].count("step") <= 1
+    assert done.count("step") == 3
+
+
+def test_who_goes_on_with_a_handshake_comes_before_who_begins_one() -> None:
+    turnstile = Turnstile(patience=60.0)
+    done: list[bool] = []
+
+    def shake_hands(goes_on: bool) -> None:
+        turnstile.wait_for_turn("192.0.2.1", goes_on=goes_on)
+        done.append(goes_on)
+
+    waiting = [gevent.spawn(shake_hands, goes_on) for goes_on in (False, True, False, True)]
+    gevent.sleep(0)
+    porter = gevent.spawn(turnstile.run)
+    gevent.joinall(waiting)
+    porter.kill()
+    assert done == [True, True, False, False]
 
 
 def test_few_refusals_are_told_one_by_one_and_a_flood_by_number(

@@ -126,13 +126,15 @@ class _Request(_Wait):
         self._idle.discard(self)
 
 
-class _Turnstile:
+class Turnstile:
     """Lets handshakes compute one at a time, and members' work go first before each.
 
     A handshake takes as long as a request does, and whoever asks for one needs no key for it.
+    ``patience``: seconds for which members' work goes first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = _PATIENCE) -> None:
+        self._patience = patience
         self._beginning: Crowd[Event] = Crowd()
         self._going_on: Crowd[Event] = Crowd()
         self._someone_waits = Event()
@@ -162,7 +164,7 @@ class _Turnstile:
             else:
                 turn.set()
                 # mypy takes no False here, with which a gevent.Timeout ends what it is around
-                gevent.with_timeout(_PATIENCE, gevent.idle, timeout_value=None)
+                gevent.with_timeout(self._patience, gevent.idle, timeout_value=None)
 
 
 class PlainPassage:
@@ -195,7 +197,7 @@ class RelayWorker(GeventWorker):
         self._idle: Crowd[_Request] = Crowd()
         self._connections: dict[greenlet, tuple[_Connection, str]] = {}
         self._refusals = RefusalLog(_log)
-        self._turnstile = _Turnstile()
+        self._turnstile = Turnstile()
 
     def init_process(self) -> None:
         metrics.refresh_with(self._publish_connections)  # in the worker's own process
