@@ -18,10 +18,20 @@ from tests.support.deployment import Deployment, Service, wait_until
 from tests.support.http import ask, make_context, open_connection, post_json
 from tests.support.metrics import Metrics, operator_leaf, scrape
 
+# On a busy machine messages would be given to a second server as well, and be counted there.
+_LATE_HEDGES = {"hedge_floor": 1.5, "hedge_ceiling": 1.5}
+
+
+def set_in(service: Service, **values: float) -> None:
+    lines = "".join(f"{key} = {value}\n" for key, value in values.items())
+    settings = service.config.read_text()
+    service.config.write_text(settings.replace("\n[tls]", f"{lines}\n[tls]", 1))
+
 
 @pytest.fixture(scope="module")
 def own_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     made = Deployment(tmp_path_factory.mktemp("metrics") / "deployment")
+    set_in(made.coordinator, **_LATE_HEDGES)
     made.start()
     yield made
     made.stop()
@@ -241,15 +251,11 @@ def test_refused_connections_are_counted(deployed: Deployment) -> None:
     wait_for(lambda: scrape(deployed, service).grown(before, name, reason="tls"), 1)
 
 
-def with_two_workers(service: Service) -> None:
-    settings = service.config.read_text()
-    service.config.write_text(settings.replace("\n[tls]", "workers = 2\n\n[tls]", 1))
-
-
 def test_a_scrape_sums_over_all_workers(deployments: Deployments) -> None:
     deployment = deployments.make()
     for service in deployment.services:
-        with_two_workers(service)
+        set_in(service, workers=2)
+    set_in(deployment.coordinator, **_LATE_HEDGES)
     deployment.start()
     coordinator = deployment.coordinator
     sent = 0

@@ -101,6 +101,7 @@ def test_folder_is_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert not list(child.iterdir())
             (child / "figures.db").touch()
         assert not list(tmp_path.iterdir())
+        assert shared_folder() is None
 
 
 def seen(observer: Observer) -> dict[str, ServerReport]:

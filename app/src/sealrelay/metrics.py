@@ -269,7 +269,7 @@ _RESULTS = {
         "unexpected",
     ),
 }
-_REASONS = ("tls", "too-slow", "lost")
+_REASONS = ("tls", "too-slow", "crowded", "lost")
 
 
 def start(role: Role, name: str, tls: TlsFiles, started: float) -> None:

@@ -30,6 +30,7 @@ def share_folder() -> Iterator[None]:
     try:
         yield
     finally:
+        del os.environ[_VARIABLE]
         if os.getpid() == owner:  # a worker that ends comes by here, too
             shutil.rmtree(folder, ignore_errors=True)
 

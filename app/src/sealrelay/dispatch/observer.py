@@ -87,35 +87,36 @@ class Observer:
         """An attempt failed, and ``dispatch`` has judged its server."""
         server = attempt.lane.server
         metrics.ATTEMPTS.add(server, "timed-out" if timed_out else "failed")
-        report = self._servers[server]
-        report.last_failure, report.last_failure_at = how, time.time()
-        if self._changed(server, how):
-            metrics.EJECTIONS.add(server, "attempt")
+        self._note_failure(server, how, "attempt")
 
     def probe_failed(self, server: str, how: str) -> None:
         """A probe of a server failed, and it is down now, if it was not before."""
-        report = self._servers[server]
-        report.last_failure, report.last_failure_at = how, time.time()
-        if self._changed(server, how):
-            metrics.EJECTIONS.add(server, "probe")
-        report.reason = how  # frozen a while ago, and refusing connections by now
+        self._note_failure(server, how, "probe")
+        # frozen a while ago, and refusing connections by now
+        self._servers[server].reason = how
 
     def overtaken(self, server: str, by: str) -> None:
         """A server is slow: another one was quicker with the same message."""
-        if self._changed(server, f"overtaken by {by}"):
+        if self._changed(server, f"overtaken by {by}", time.time()):
             metrics.EJECTIONS.add(server, "overtaken")
 
     def readmitted(self, server: str) -> None:
         """A probe of a server succeeded, and that changed what is thought of it."""
         slow = self._dispatch.health(server) is Health.SLOW
-        self._changed(server, "back, but slow to answer a probe" if slow else "")
+        self._changed(server, "back, but slow to answer a probe" if slow else "", time.time())
 
-    def _changed(self, server: str, reason: str) -> bool:
+    def _note_failure(self, server: str, how: str, of_what: str) -> None:
+        report, now = self._servers[server], time.time()
+        report.last_failure, report.last_failure_at = how, now
+        if self._changed(server, how, now):
+            metrics.EJECTIONS.add(server, of_what)
+
+    def _changed(self, server: str, reason: str, now: float) -> bool:
         """Whether the dispatch thinks otherwise of a server than it did."""
         report, state = self._servers[server], self._dispatch.health(server)
         if report.state is state:
             return False
-        report.state, report.reason, report.since = state, reason, time.time()
+        report.state, report.reason, report.since = state, reason, now
         return True
 
     def publish(self) -> None:
