@@ -107,6 +107,7 @@ def run(number: int) -> dict[str, object]:
                 daemon=True,
             )
             process.start()
+            theirs.close()  # so that the end of a process is seen
             pipes.append(ours)
             processes.append(process)
         began = time.monotonic()

@@ -7,6 +7,7 @@ belongs to one thread, the one that gevent runs in.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from sealrelay import __version__
 from sealrelay.identity import Role
 from sealrelay.processes import shared_folder
 from sealrelay.tls import TlsFiles
+
+_log = logging.getLogger("sealrelay.metrics")
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 """Media type of what ``scrape`` returns."""
@@ -262,7 +265,7 @@ INFO = _gauge(
 _RESULTS = {
     Role.COORDINATOR: (
         *("ok", "replayed", "malformed", "token-refused", "queue-full", "no-healthy-server"),
-        *("deadline-passed", "store-full", "unexpected"),
+        *("deadline-passed", "store-full", "refused-by-server", "unexpected"),
     ),
     Role.SERVER: (
         *("ok", "replayed", "malformed", "token-refused", "store-full", "store-unavailable"),
@@ -341,4 +344,7 @@ def _definition_of(metric: Metric) -> Definition:
 def _keep_publishing() -> None:
     while True:  # ends with the process
         gevent.sleep(_PUBLISH_EVERY)
-        publish()
+        try:
+            publish()
+        except Exception:  # noqa: BLE001 - a full /run, say; there is another try soon
+            _log.exception("The figures could not be published")

@@ -154,7 +154,7 @@ class Watch:
             return _Answer(url, failure=str(error))
         except http.client.HTTPException:
             return _Answer(url, failure="closed the connection without an answer")
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, ValueError, KeyError):
             return _Answer(url, failure="answered in an unknown form")
         finally:
             connection.close()

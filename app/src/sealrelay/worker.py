@@ -45,6 +45,8 @@ _IDLE = 0.5
 opened, or is in the middle of a request's head, gets its answer."""
 _BURST = 16
 """Connections accepted in one go, before members' work and before any of them is counted."""
+_STEPS = 3
+"""Pieces in which a peer's answer in a handshake may come before those who begin one."""
 _PATIENCE = 0.005
 """Seconds for which members' work goes before the next step of a handshake."""
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -292,12 +294,15 @@ class RelayWorker(GeventWorker):
 
     def _shake_hands(self, connection: _Connection, name: str) -> None:
         connection.settimeout(0.0)
+        steps = 0
         while True:
             try:
                 connection.do_handshake()
             except ssl.SSLWantReadError:
+                # A cipher is chosen with our answer; before that, nothing has been done for it.
+                steps += connection.cipher() is not None
                 wait_read(connection.fileno())
-                self._turnstile.wait_for_turn(name, goes_on=True)
+                self._turnstile.wait_for_turn(name, goes_on=0 < steps <= _STEPS)
             else:
                 connection.settimeout(None)
                 return

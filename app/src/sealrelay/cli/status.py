@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -74,14 +75,19 @@ def status(interval: float | None, as_json: bool, path: Path) -> None:
 
 def _look_again(watch: Watch, picture: Picture, interval: float, as_json: bool) -> Picture:
     """Look until Ctrl-C; returns the last picture."""
-    with Live(console=_console(), auto_refresh=False, transient=False) as live:
+    console = _console()
+    # A table that changes in place needs a terminal that can do that; else each is printed.
+    in_place = not as_json and console.is_terminal and not console.is_dumb_terminal
+    live = Live(console=console, auto_refresh=False, transient=False) if in_place else None
+    with live or nullcontext():
         try:
             while True:
-                if as_json:
-                    if picture.window is not None:
-                        _print_json(picture)
-                else:
+                if live is not None:
                     live.update(make_table(picture), refresh=True)
+                elif not as_json:
+                    console.print(make_table(picture))
+                elif picture.window is not None:
+                    _print_json(picture)
                 time.sleep(interval)
                 picture = watch.look()
         except KeyboardInterrupt:
