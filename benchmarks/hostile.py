@@ -11,6 +11,7 @@ import argparse
 import http.client
 import json
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -76,6 +77,7 @@ def attack(
 ) -> None:
     """Hold the strangers' connections until ``stop``, in a process of its own."""
     raise_descriptors()
+    os.nice(19)  # strangers are somewhere else, and don't take the services' processor
     at_door = {
         service.name: make_parties(folder, service, options.connections, options.sources)
         for service in services
@@ -164,6 +166,39 @@ def summarize(values: Sequence[tuple[float, bool]]) -> Figures:
     )
 
 
+class Processor:
+    """How much processor time processes get, and how long they wait for it, from here on.
+
+    Where they wait for long, the machine is busy with something else, and so is what is measured.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._pids = {service.name: service.processes for service in deployment.services}
+        self._began = time.monotonic()
+        self._before = self._read()
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """For each service: the share of the time in which it computed, and waited to."""
+        seconds = time.monotonic() - self._began
+        return {
+            name: {
+                kind: round((now - then) / 1e9 / seconds, 2)
+                for kind, now, then in zip(
+                    ("computes", "waits"), now_of, self._before[name], strict=True
+                )
+            }
+            for name, now_of in self._read().items()
+        }
+
+    def _read(self) -> dict[str, tuple[int, int]]:
+        # nanoseconds on a processor and waiting for one (the kernel's scheduler/sched-stats)
+        found = {}
+        for name, pids in self._pids.items():
+            texts = [Path(f"/proc/{pid}/schedstat").read_text().split() for pid in pids]
+            found[name] = (sum(int(text[0]) for text in texts), sum(int(text[1]) for text in texts))
+        return found
+
+
 @dataclass(frozen=True)
 class Door:
     """Where a service listens."""
@@ -194,7 +229,9 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         )
         deployment.start()
         measure(deployment, options.rate, min(3.0, options.seconds))  # warms everything up
+        processor = Processor(deployment)
         alone = measure(deployment, options.rate, options.seconds)
+        alone_shares = processor.shares()
         spawn = multiprocessing.get_context("spawn")
         stop, report = spawn.Event(), spawn.Queue()
         process = spawn.Process(
@@ -202,7 +239,9 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         )
         process.start()
         time.sleep(3 * options.connections / options.arrivals + _SETTLE)
+        processor = Processor(deployment)
         beside = measure(deployment, options.rate, options.seconds)
+        beside_shares = processor.shares()
         memory = {service.name: resident_mib(service.processes) for service in deployment.services}
         stop.set()
         told = report.get(timeout=60)
@@ -213,6 +252,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "rate": options.rate,
         "alone": {kind: asdict(figures) for kind, figures in alone.items()},
         "beside": {kind: asdict(figures) for kind, figures in beside.items()},
+        "processor": {"alone": alone_shares, "beside": beside_shares},
         "resident_mib": memory,
         "strangers": told,
     }
