@@ -204,6 +204,8 @@ def test_leaf_without_the_operator_role_learns_nothing(deployed: Deployment) -> 
 def test_watch_shows_what_came_since_the_look_before(deployed: Deployment) -> None:
     config = deployed.operator_config()
     command = [sys.executable, "-m", "sealrelay", "status", "--watch", "0.2", "--json"]
+    # Where the tests run in the background, Ctrl-C is ignored by them and by all they start.
+    command = ["env", "--default-signal=INT", *command]
     errors = config.with_name("errors")
     with (
         errors.open("wb") as stderr,
