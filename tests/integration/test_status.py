@@ -221,17 +221,19 @@ def test_watch_shows_what_came_since_the_look_before(deployed: Deployment) -> No
             with deployed.client() as client:
                 for number in range(5):
                     client.send(f"message {number}")
-            counted = 0.0
-            while counted < 4.5:  # each round is a look of at most some seconds
+            counted, rates = 0.0, [1.0]
+            while not counted or any(rates[-2:]):  # until two looks have seen nothing new
                 picture = json.loads(process.stdout.readline())
                 assert picture["window"] >= 0.2
-                rate = picture["rows"][0]["messages_per_second"]
-                counted += (rate or 0.0) * picture["window"]
+                rates.append(picture["rows"][0]["messages_per_second"] or 0.0)
+                counted += rates[-1] * picture["window"]
+                assert len(rates) < 100
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE) in (0, 10)
         finally:
             process.kill()
-    assert counted < 6.5
+    # A part is asked a moment before or after the picture is made, so about 5.
+    assert 2 < counted < 10
     assert "Traceback" not in errors.read_text()
 
 
