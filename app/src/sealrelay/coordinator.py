@@ -80,9 +80,10 @@ def create_app(settings: CoordinatorSettings, started: float) -> Flask:
 
     def take_data(peer: Identity, environ: WSGIEnvironment) -> Reply:
         result = "unexpected"
+        began = time.monotonic()
         try:
             token = read_token(read_body(environ, DataRequest, settings.max_body_bytes).data)
-            outcome = deliver(peer.name, token)
+            outcome = deliver(peer.name, token, began)
             reply = message_reply(outcome, token)
             result = "replayed" if outcome.replayed else "ok"
         except Problem as problem:
@@ -91,12 +92,15 @@ def create_app(settings: CoordinatorSettings, started: float) -> Flask:
         finally:
             metrics.MESSAGES.add(result)
         _log.info(
-            "Message %s from %s stored by %s", token.message_id.hex(), peer.name, outcome.server
+            "Message %s from %s stored by %s in %.1f ms",
+            token.message_id.hex(),
+            peer.name,
+            outcome.server,
+            (time.monotonic() - began) * 1000,
         )
         return reply
 
-    def deliver(client: str, token: Token) -> Outcome:
-        began = time.monotonic()
+    def deliver(client: str, token: Token, began: float) -> Outcome:
         message = Message(token.message_id, client, token.text, began + settings.deadline)
         try:
             return relay.deliver(message)

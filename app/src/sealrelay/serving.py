@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import resource
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +17,7 @@ from sealrelay import metrics
 from sealrelay.config import CoordinatorSettings, ServerSettings, ServiceSettings
 from sealrelay.door import KEEP_ALIVE
 from sealrelay.errors import SealrelayError
+from sealrelay.journal import configure_logging
 from sealrelay.processes import forget_process
 from sealrelay.store import StoreError
 from sealrelay.worker import PlainPassage
@@ -38,30 +37,6 @@ def serve(settings: ServiceSettings, started: float) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     _Service(settings, started).run()
-
-
-def configure_logging(level: str) -> None:
-    """Log to standard error: with priorities for the journal, else with time and level."""
-    journal = "JOURNAL_STREAM" in os.environ
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _JournalFormatter("%(message)s")
-        if journal
-        else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    )
-    # Facts about each line that no line here shows, and that take time to find out: the Logging
-    # HOWTO of the Python documentation, "Optimization".
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
-class _JournalFormatter(logging.Formatter):
-    """Marks each line with its syslog priority (sd-daemon(3)); the journal adds the time."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        priority = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3}.get(record.levelname, 2)
-        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
 
 
 class _Service(BaseApplication):

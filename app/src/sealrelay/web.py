@@ -8,13 +8,12 @@ needs on its way through a coordinator.
 from __future__ import annotations
 
 import logging
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import gevent
 import msgspec
@@ -27,7 +26,6 @@ from sealrelay.identity import Endpoint, Identity, IdentityRefused, may_call
 from sealrelay.replies import Problem, Reply, json_reply
 from sealrelay.seal import Token, TokenMalformed, parse_token
 from sealrelay.text import escape_text
-from sealrelay.tls import peer_identity
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -41,9 +39,18 @@ closing with unread data resets the connection, and a reset can overtake the ans
 _BODY_DEADLINE = 20.0
 """Seconds for a body to arrive: who vanishes in the middle of one must not hold on to a place."""
 
-_LOOKED_AT = frozenset({"/healthz", "/metrics", "/api/status"})
+_TOLD_OTHERWISE = frozenset({"/healthz", "/metrics", "/api/status", "/api/data", "/api/batch"})
+"""Paths of which only what is unusual is news: each message leaves a line of its own, and looks at
+the service's state come all the time."""
 
 T = TypeVar("T")
+
+
+class _Identified(Protocol):
+    """A connection whose peer is known."""
+
+    @property
+    def identity(self) -> Identity: ...
 
 
 def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
@@ -180,9 +187,9 @@ def read_token(data: str) -> Token:
 
 def _identify_peer(environ: WSGIEnvironment) -> Identity:
     # gunicorn documents no other way to the connection; the key is its own
-    sock: ssl.SSLSocket = environ["gunicorn.socket"]
+    connection: _Identified = environ["gunicorn.socket"]
     try:
-        return peer_identity(sock)
+        return connection.identity
     except IdentityRefused as refused:
         raise Problem(
             403, "identity-refused", f"Your certificate is not one of ours: {refused}."
@@ -200,10 +207,11 @@ def _check_role(peer: Identity, endpoint: Endpoint, trust_domain: str) -> None:
 
 
 def _log_access(peer: Identity | None, method: str, path: str, status: int, began: float) -> None:
-    # these come all the time, and only what is unusual about them is news
-    quiet = path in _LOOKED_AT and status == 200
+    level = logging.DEBUG if path in _TOLD_OTHERWISE and status == 200 else logging.INFO
+    if not _access_log.isEnabledFor(level):
+        return
     _access_log.log(
-        logging.DEBUG if quiet else logging.INFO,
+        level,
         'access peer=%s "%s %s" %d %.1fms',
         peer.label if peer else "unidentified",
         method,

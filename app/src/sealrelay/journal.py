@@ -1,0 +1,102 @@
+"""Log lines on standard error: with priorities for the journal, else with time and level.
+
+A message leaves a line or two in each process that it passes. The standard library's handler
+would take a lock, format a record and write to a pipe for every one of them, and wake the journal
+for each; this one writes what one turn of the event loop has said in one go. What is a warning or
+worse is written at once, with all that was said before it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from functools import lru_cache
+
+import gevent
+
+_PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3}
+"""Of syslog, as sd-daemon(3) has them."""
+_CRITICAL = 2
+
+
+def configure_logging(level: str) -> None:
+    """Log to standard error, one line at a time until ``gather_lines`` is called."""
+    logging.basicConfig(level=level.upper(), handlers=[LineHandler()], force=True)
+    # Facts about each line that no line here shows, and that take time to find out: the Logging
+    # HOWTO of the Python documentation, "Optimization".
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
+
+
+def gather_lines() -> None:
+    """From now on, write the lines of one turn of this thread's event loop in one go."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LineHandler):
+            handler.gather()
+
+
+class LineHandler(logging.Handler):
+    """See the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))
+        self._for_journal = "JOURNAL_STREAM" in os.environ
+        self._lines: list[str] = []
+        self._thread: int | None = None
+
+    def gather(self) -> None:
+        """See ``gather_lines``."""
+        self._thread = threading.get_ident()
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without filters and lock, of which there is no need: a line is written in one step."""
+        self.emit(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record's lines, or keep them for the end of this turn."""
+        try:
+            text = self._render(record)
+        except Exception:  # noqa: BLE001 - as the standard library's handlers do
+            self.handleError(record)
+            return
+        if threading.get_ident() != self._thread:
+            _write(text)
+            return
+        self._lines.append(text)
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif len(self._lines) == 1:
+            gevent.get_hub().loop.run_callback(self.flush)
+
+    def flush(self) -> None:
+        """Write what was kept."""
+        lines, self._lines = self._lines, []
+        if lines:
+            _write("".join(lines))
+
+    def _render(self, record: logging.LogRecord) -> str:
+        if self._for_journal:
+            priority = _PRIORITIES.get(record.levelname, _CRITICAL)
+            return "".join(f"<{priority}>{line}\n" for line in self._text_of(record).splitlines())
+        text = self._text_of(record)
+        moment = _tell_time(int(record.created))
+        return f"{moment},{int(record.msecs):03d} {record.levelname} {text}\n"
+
+    def _text_of(self, record: logging.LogRecord) -> str:
+        # a formatter is slower, and only a traceback needs one
+        return self.format(record) if record.exc_info else record.getMessage()
+
+
+@lru_cache(maxsize=2)
+def _tell_time(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
