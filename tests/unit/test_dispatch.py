@@ -174,6 +174,22 @@ def test_what_waits_goes_as_one_batch_in_its_order() -> None:
     assert dispatch.next_attempt(0.0) is None
 
 
+def test_many_are_shared_among_the_servers_that_will_soon_ask_for_some() -> None:
+    dispatch = make_dispatch(max_batch=100, max_batch_bytes=10**6, max_waiting=200)
+    enqueue(dispatch, *(make_message() for _ in range(40)))
+    add_lanes(dispatch, "s1", "s2")
+    assert len(take(dispatch, 0.0).batch) == 20
+    enqueue(dispatch, *(make_message() for _ in range(20)))
+    assert len(take(dispatch, HEDGE).batch) == 40, "the other one is held up"
+
+
+def test_few_are_not_shared() -> None:
+    dispatch = make_dispatch(max_batch=100, max_batch_bytes=10**6, max_waiting=200)
+    enqueue(dispatch, *(make_message() for _ in range(16)))
+    add_lanes(dispatch, "s1", "s2")
+    assert len(take(dispatch).batch) == 16
+
+
 def test_batch_is_capped_by_bytes_but_takes_at_least_one_message() -> None:
     dispatch = make_dispatch("s1", "s2", "s3", max_batch=10)
     large, small, next_one = make_message(size=5000), make_message(size=600), make_message(size=500)
@@ -468,7 +484,9 @@ def test_hedges_and_repeats_after_time_outs_stay_within_the_budget() -> None:
     dispatch = make_dispatch(max_batch=200, max_batch_bytes=10**6, max_waiting=1000)
     add_lanes(dispatch, *["s1"] * 100, *["s2"] * 100)
     enqueue(dispatch, *(make_message(deadline=1e9) for _ in range(200)))
+    dispatch.eject("s2", 0.0)
     attempt = take(dispatch)
+    dispatch.readmit("s2", 0.0, quick=True)
     assert len(attempt.batch) == 200
     hedged = dispatch.hedge(HEDGE)
     assert 90 <= hedged <= 91

@@ -21,6 +21,10 @@ from dataclasses import dataclass, field
 _SHORTEST_LOOK = 0.01
 """Seconds between two looks at what is late, at least."""
 
+_WORTH_SHARING = 16
+"""Messages that one server may take for itself: to open and store them costs about as much as a
+batch more would."""
+
 
 class DispatchError(Exception):
     """A message that will not be delivered. It may or may not have been stored."""
@@ -169,8 +173,8 @@ class Dispatch:
         self._waiting = 0
         self._waiting_bytes = 0
         self._idle: dict[str, deque[Lane]] = {server: deque() for server in self._health}
-        self._in_flight = dict.fromkeys(self._health, 0)  # open attempts of each server
-        self._last_began = dict.fromkeys(self._health, -math.inf)  # when its newest began
+        # when the newest attempt of each server began, while it is open
+        self._newest: dict[str, float | None] = dict.fromkeys(self._health)
         self._turns = list(self._health)  # who took a batch last comes last
         self._open: dict[Attempt, None] = {}  # in the order in which they began
         self._budget = Budget(limits.retry_share)
@@ -226,8 +230,7 @@ class Dispatch:
                 for message in batch:
                     message.trying[server] = attempt
                 self._open[attempt] = None
-                self._in_flight[server] += 1
-                self._last_began[server] = now
+                self._newest[server] = now
                 return attempt
         return None
 
@@ -237,8 +240,12 @@ class Dispatch:
         So what comes in the meantime goes in one batch, as long as answers come soon; and a message
         that takes its time, or a large one, keeps the others waiting for little more than that.
         """
-        held_up = now - self._last_began[server] >= self.hedge_delay.seconds / 2
-        return bool(self._idle[server]) and (held_up or not self._in_flight[server])
+        free = self._newest[server] is None or self._is_held_up(server, now)
+        return free and bool(self._idle[server])
+
+    def _is_held_up(self, server: str, now: float) -> bool:
+        began = self._newest[server]
+        return began is not None and now - began >= self.hedge_delay.seconds / 2
 
     def is_open(self, attempt: Attempt) -> bool:
         """Whether an attempt has neither succeeded nor failed yet."""
@@ -357,9 +364,8 @@ class Dispatch:
     def _close(self, attempt: Attempt) -> None:
         del self._open[attempt]
         server = attempt.lane.server
-        self._in_flight[server] -= 1
-        if attempt.began == self._last_began[server]:  # its newest is answered: it is not held up
-            self._last_began[server] = -math.inf
+        if attempt.began == self._newest[server]:
+            self._newest[server] = None
         for message in attempt.batch:
             del message.trying[attempt.lane.server]
 
@@ -397,16 +403,34 @@ class Dispatch:
         batch: list[Message] = []
         if self._health[server] is Health.DOWN:
             return batch
-        size = self._take(self._repeats, server, now, batch, 0)
-        self._take(self._new, server, now, batch, size)
+        most = self._limits.max_batch
+        size = self._take(self._repeats, server, now, batch, 0, most)
+        most = min(most, len(batch) + self._share(now))
+        self._take(self._new, server, now, batch, size, most)
         return batch
 
+    def _share(self, now: float) -> int:
+        """How many of the new messages one server may take now: an equal part of many, as each
+        other that will soon ask for some should find its own, and not watch the one at work."""
+        askers = sum(
+            health is Health.HEALTHY and not self._is_held_up(server, now)
+            for server, health in self._health.items()
+        )
+        return max(_WORTH_SHARING, math.ceil(self._waiting / max(1, askers)))
+
     def _take(
-        self, queue: deque[Message], server: str, now: float, batch: list[Message], size: int
+        self,
+        queue: deque[Message],
+        server: str,
+        now: float,
+        batch: list[Message],
+        size: int,
+        most: int,
     ) -> int:
-        """Move what a server may have from the head of a queue to a batch; returns its new size."""
+        """Move what a server may have from the head of a queue to a batch of at most ``most``
+        messages; returns its new size in bytes."""
         passed: list[Message] = []
-        while queue and len(batch) < self._limits.max_batch:
+        while queue and len(batch) < most:
             message = queue[0]
             if not message.done and message.deadline > now:
                 if not self._usable(server, message):
