@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
+import re
 import socket
 import ssl
 from collections.abc import Sequence
@@ -42,6 +42,10 @@ class BatchRefused(Exception):
 
 class _StaleConnection(Exception):
     """A kept-alive connection that the server had closed meanwhile."""
+
+
+class _NotUnderstood(Exception):
+    """An answer that is none of a server of ours."""
 
 
 class ServerConnection:
@@ -116,9 +120,9 @@ class ServerConnection:
         except OSError as error:
             self.close()
             raise ServerFailed(error.strerror or str(error) or type(error).__name__) from None
-        except http.client.HTTPException:
+        except _NotUnderstood:
             self.close()
-            raise ServerFailed("closed the connection without an answer") from None
+            raise ServerFailed(f"answered {path} in an unknown form") from None
         except msgspec.MsgspecError:
             self.close()
             raise ServerFailed(f"answered {path} in an unknown form") from None
@@ -135,20 +139,15 @@ class ServerConnection:
         try:
             # In one piece: http.client's own requests send two, and the server wakes up for each.
             sock.sendall(head.encode("ascii") + body)
-            response = http.client.HTTPResponse(sock, method=method)
-            try:
-                response.begin()
-                payload = response.read()
-            finally:
-                response.close()  # or the connection would stay open for as long as this object
-        except (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError):
+            status, payload, closes = _read_answer(sock)
+        except (ConnectionError, ssl.SSLEOFError):
             self.close()
             if reused:
                 raise _StaleConnection from None
             raise
-        if response.will_close:
+        if closes:
             self.close()
-        return response.status, payload
+        return status, payload
 
     def _connect(self) -> ssl.SSLSocket:
         plain = socket.create_connection((self._host, self._port))
@@ -161,3 +160,45 @@ class ServerConnection:
         if identity != self._identity:
             raise IdentityRefused(f"it is {identity}, not {self._identity}")
         return sock
+
+
+_HEAD = re.compile(
+    rb"HTTP/1\.1 (?P<status>[1-5][0-9]{2}) [\x20-\x7e]*\r\n"
+    rb"(?P<fields>(?:[A-Za-z0-9-]+:[\x20-\x7e]*\r\n){0,40})"
+    rb"\r\n"
+)
+_LENGTH = re.compile(rb"^content-length: *([0-9]{1,9}) *\r$", re.IGNORECASE | re.MULTILINE)
+_CLOSES = re.compile(rb"^connection: *close *\r$", re.IGNORECASE | re.MULTILINE)
+_LARGEST_HEAD = 16384
+
+
+def _read_answer(sock: ssl.SSLSocket) -> tuple[int, bytes, bool]:
+    """The status and content of one answer, and whether it is the connection's last.
+
+    A server of ours says how long its content is (RFC 9112 §6.2), and says nothing else before or
+    after. Raises _NotUnderstood, ConnectionError or ssl.SSLError.
+    """
+    arrived = b""
+    while (end := arrived.find(b"\r\n\r\n")) < 0:
+        if len(arrived) > _LARGEST_HEAD:
+            raise _NotUnderstood
+        arrived += _receive(sock)
+    head = _HEAD.fullmatch(arrived, 0, end + 4)
+    lengths = _LENGTH.findall(head["fields"]) if head is not None else []
+    if head is None or len(lengths) != 1:
+        raise _NotUnderstood
+    chunks = [arrived[head.end() :]]
+    left = int(lengths[0]) - len(chunks[0])
+    while left > 0:
+        chunks.append(_receive(sock))
+        left -= len(chunks[-1])
+    if left < 0:
+        raise _NotUnderstood
+    return int(head["status"]), b"".join(chunks), _CLOSES.search(head["fields"]) is not None
+
+
+def _receive(sock: ssl.SSLSocket) -> bytes:
+    chunk = sock.recv(65536)
+    if not chunk:
+        raise ConnectionResetError("closed the connection without an answer")
+    return chunk
