@@ -100,17 +100,12 @@ class SqliteBackend(Backend):
 
     def insert(self, connection: Connection, records: Sequence[Record]) -> set[bytes]:
         # SQLAlchemy would take 200 µs of each statement, where the driver takes 15.
-        cursor = connection.connection.cursor()
-        try:
+        with _driver_errors(_INSERT_ONE), closing(connection.connection.cursor()) as cursor:
             return {
                 record.message_id
                 for record in records
                 if cursor.execute(_INSERT_ONE, values_of(record)).rowcount
             }
-        except sqlite3.Error as error:
-            raise DBAPIError(_INSERT_ONE, None, error) from None
-        finally:
-            cursor.close()
 
     def find_servers(self, connection: Connection, ids: Sequence[bytes]) -> dict[bytes, str]:
         query = select(messages.c.id, messages.c.server).where(messages.c.id.in_(ids))
@@ -134,6 +129,15 @@ class SqliteBackend(Backend):
         if "disk is full" in reason:
             return StoreFull("the store has no room left")
         return StoreError(f"the store failed: {reason}")
+
+
+@contextmanager
+def _driver_errors(statement: str) -> Iterator[None]:
+    """Around what goes past SQLAlchemy to the driver: its errors are as SQLAlchemy's are."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DBAPIError(statement, None, error) from None
 
 
 def values_of(record: Record) -> tuple[object, ...]:
@@ -161,7 +165,8 @@ def _read_only_pragmas(connection: sqlite3.Connection, _entry: ConnectionPoolEnt
 
 def _begin_writing(connection: Connection) -> None:
     # IMMEDIATE waits for the other process's commit; an upgrade from a read would fail at once.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    with _driver_errors("BEGIN IMMEDIATE"), closing(connection.connection.cursor()) as cursor:
+        cursor.execute("BEGIN IMMEDIATE")
 
 
 def _begin_reading(connection: Connection) -> None:
