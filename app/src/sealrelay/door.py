@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -72,14 +72,21 @@ class Crowd(Generic[T]):
         """How many this peer has."""
         return len(self._peers.get(peer, ()))
 
+    def of(self, peer: str) -> Iterable[T]:
+        """What this peer has, the oldest first."""
+        return self._peers.get(peer, ())
+
+    def of_largest(self) -> Iterable[T]:
+        """What the peer has that has most, the oldest first."""
+        return self.of(next(iter(self._by_size.get(self._largest, ())), ""))
+
     def oldest(self, peer: str) -> T | None:
         """What has been here longest of this peer's."""
-        return next(iter(self._peers.get(peer, ())), None)
+        return next(iter(self.of(peer)), None)
 
     def oldest_of_largest(self) -> T | None:
         """What has been here longest of the peer that has most."""
-        peer = next(iter(self._by_size.get(self._largest, ())), None)
-        return None if peer is None else self.oldest(peer)
+        return next(iter(self.of_largest()), None)
 
     def take_newest_in_turn(self) -> T | None:
         """Remove and return what came last of the peer whose turn it is; the peers take turns.

@@ -8,18 +8,21 @@ that have too many connections lose idle ones.
 from __future__ import annotations
 
 import contextlib
+import enum
+import gc
 import logging
 import resource
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import gevent
 from gevent.event import Event
 from gevent.server import StreamServer
-from gevent.socket import wait_read
+from gevent.socket import wait, wait_read
 from gevent.ssl import SSLSocket
 from greenlet import greenlet
 from gunicorn.workers.ggevent import GeventWorker
@@ -35,7 +38,8 @@ from sealrelay.door import (
     name_stranger,
     share_places,
 )
-from sealrelay.identity import Endpoint, IdentityRefused
+from sealrelay.identity import Endpoint, Identity, IdentityRefused
+from sealrelay.journal import gather_lines
 from sealrelay.tls import describe_tls_error, make_server_context, peer_identity
 
 _log = logging.getLogger("sealrelay.tls")
@@ -43,6 +47,8 @@ _log = logging.getLogger("sealrelay.tls")
 _IDLE = 0.5
 """Seconds without a request after which a stopping worker closes a connection. One that was just
 opened, or is in the middle of a request's head, gets its answer."""
+_LOOK_EVERY = 0.25
+"""Seconds between two looks at what members' connections wait for."""
 _BURST = 16
 """Connections accepted in one go, before members' work and before any of them is counted."""
 _STEPS = 3
@@ -74,58 +80,78 @@ class _Wait:
             self.greenlet.throw(_Ended(reason))
 
 
-class _Connection(SSLSocket):
-    """An accepted connection, which takes back what was read of a request, and tells when a head
-    comes in more than one piece."""
+class _Pause(enum.Enum):
+    """What a member's connection waits for, while there is no request to be answered."""
 
-    awaited: _Request | None = None
+    REQUEST = "a request"
+    REST_OF_HEAD = "the rest of a request's head"
+
+
+class _Connection(SSLSocket):
+    """An accepted connection, which takes back what was read of a request, and knows what it waits
+    for and since when."""
+
+    _read_event: Any
+    """gevent's, which its hints lack."""
+    pause: _Pause | None = None
+    paused_at = 0.0
+    _pauses = 0
+    _has_begun = False
     _unread = b""
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Who is at the other end, once the handshake is done. Raises IdentityRefused."""
+        return peer_identity(self)
 
     def unread(self, data: bytes) -> None:
         self._unread = data
-
-    @property
-    def has_unread(self) -> bool:
-        return bool(self._unread)
 
     def recv(self, *args: Any) -> bytes:
         if self._unread:
             data, self._unread = self._unread, b""
             return data
-        if self.awaited is not None:
-            self.awaited.read_on()
+        if self.pause is not None:
+            self._note_read()
+            if not self.pending():
+                # First of all, or TLS would look, find nothing, and raise it for nothing.
+                wait(self._read_event)
         received: bytes = super().recv(*args)
         return received
 
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        # mostly all goes out at once, and without the steps that parts take
+        sent = self.send(data, flags)
+        if sent < len(data):
+            super().sendall(memoryview(data)[sent:], flags)
 
-class _Request(_Wait):
-    """The wait for the next request of a kept-alive connection, until its head is there."""
+    def begin_pause(self) -> None:
+        """There is no request to be answered; the next one is read from now on."""
+        self.greenlet = gevent.getcurrent()
+        self.pause, self.paused_at = _Pause.REQUEST, time.monotonic()
+        self._pauses += 1
+        self._has_begun = bool(self._unread)
 
-    def __init__(self, connection: _Connection, idle: Crowd[_Request], peer: str) -> None:
-        super().__init__()
-        self._connection, self._idle = connection, idle
-        self._has_begun = connection.has_unread
-        self._timer = gevent.Timeout.start_new(KEEP_ALIVE, _Ended("idle"))
-        self.in_head = False
-        idle.add(peer, self)
-        connection.awaited = self
+    def end_pause(self) -> None:
+        """The head of a request is there, or the connection is over."""
+        self.pause = None
 
-    def read_on(self) -> None:
+    def interrupt(self, reason: str) -> None:
+        """End this pause by raising _Ended in it."""
+        # From the hub, where the greenlet surely waits, and in this pause only: anywhere else it
+        # would break a request.
+        gevent.get_hub().loop.run_callback(self._throw, self._pauses, reason)
+
+    def _throw(self, pauses: int, reason: str) -> None:
+        if self.pause is not None and self._pauses == pauses:
+            self._pauses += 1
+            self.greenlet.throw(_Ended(reason))
+
+    def _note_read(self) -> None:
         """Called before each read: when another was not enough, a request has begun."""
-        if self._has_begun and not self.in_head:
-            self._leave_idle()
-            self.in_head = True
-            self._timer = gevent.Timeout.start_new(HEAD_DEADLINE, _Ended("too slow"))
+        if self._has_begun and self.pause is _Pause.REQUEST:
+            self.pause, self.paused_at = _Pause.REST_OF_HEAD, time.monotonic()
         self._has_begun = True
-
-    def close(self) -> None:
-        self._connection.awaited = None
-        self._leave_idle()
-
-    def _leave_idle(self) -> None:
-        self.over = True
-        self._timer.close()
-        self._idle.discard(self)
 
 
 class Turnstile:
@@ -195,9 +221,8 @@ class RelayWorker(GeventWorker):
         # gevent stops accepting at this number; the door sees to it that it is never reached
         self.worker_connections = self._places.members + self._places.strangers + _BURST
         self._strangers: Crowd[_Wait] = Crowd()
-        self._members: Crowd[greenlet] = Crowd()
-        self._idle: Crowd[_Request] = Crowd()
-        self._connections: dict[greenlet, tuple[_Connection, str]] = {}
+        self._members: Crowd[_Connection] = Crowd()
+        self._served: dict[greenlet, tuple[_Connection, str]] = {}
         self._refusals = RefusalLog(_log)
         self._turnstile = Turnstile()
 
@@ -214,8 +239,10 @@ class RelayWorker(GeventWorker):
                 self._settings.max_connections,
             )
         StreamServer.max_accept = _BURST
+        gather_lines()
+        _spare_collections()
         gevent.spawn(self._turnstile.run)
-        gevent.spawn(self._sum_up_refusals)
+        gevent.spawn(self._look_after_members)
         super().run()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
@@ -223,24 +250,26 @@ class RelayWorker(GeventWorker):
         if connection is None:
             return
         peer = _name_member(connection, addr[0])
-        current = gevent.getcurrent()
         if self._make_room_for_member(peer):
-            self._members.add(peer, current)
-            self._connections[current] = (connection, peer)
+            self._members.add(peer, connection)
             try:
                 self._serve(connection, addr)
             finally:
-                del self._connections[current]
-                self._members.discard(current)
+                self._members.discard(connection)
         else:
             self._refuse(addr[0], "crowded", f"no place for another connection of {peer}")
         connection.close()
 
     def _serve(self, connection: _Connection, addr: Any) -> None:
         def await_request() -> bytes:
-            with self.timeout_ctx():
+            connection.begin_pause()
+            try:
                 return connection.recv(65536)
-            return b""  # it was ended from outside
+            except _Ended:
+                self._note_end(connection, addr[0])
+                return b""
+            finally:
+                connection.end_pause()
 
         rest = None
         with contextlib.suppress(OSError):  # the peer has left
@@ -249,14 +278,20 @@ class RelayWorker(GeventWorker):
             )
         if rest is not None:
             connection.unread(rest)
-            # A stopping worker has closed the listener by now, which is only asked for its address;
-            # the connection knows it too.
-            super().handle(connection, connection, addr)
+            current = gevent.getcurrent()
+            self._served[current] = connection, addr[0]
+            try:
+                # A stopping worker has closed the listener by now, which is only asked for its
+                # address; the connection knows it too.
+                super().handle(connection, connection, addr)
+            finally:
+                del self._served[current]
 
     def _publish_connections(self) -> None:
         metrics.CONNECTIONS.labels("handshake").set(len(self._strangers))
-        metrics.CONNECTIONS.labels("idle").set(len(self._idle))
-        metrics.CONNECTIONS.labels("busy").set(len(self._members) - len(self._idle))
+        idle = sum(connection.pause is _Pause.REQUEST for connection in self._members)
+        metrics.CONNECTIONS.labels("idle").set(idle)
+        metrics.CONNECTIONS.labels("busy").set(len(self._members) - idle)
 
     def _receive(self, client: Any, address: str) -> _Connection | None:
         """Do the handshake with an accepted peer. None, and all closed, if it doesn't belong."""
@@ -319,59 +354,80 @@ class RelayWorker(GeventWorker):
 
     def _make_room_for_member(self, peer: str) -> bool:
         if self._members.count(peer) >= self._settings.max_connections_per_peer:
-            victim = self._idle.oldest(peer)
+            victim = _longest_idle(self._members.of(peer))
         elif len(self._members) >= self._places.members:
-            victim = self._idle.oldest_of_largest()
+            largest = self._members.of_largest()
+            victim = _longest_idle(largest) or _longest_idle(self._members)
         else:
             return True
         if victim is None:
             return False
-        self._idle.discard(victim)
-        victim.end("idle, and its place was needed")
+        self._members.discard(victim)
+        victim.interrupt("idle, and its place was needed")
         return True
 
     def _refuse(self, peer: str, reason: str, detail: str) -> None:
         metrics.REFUSED_CONNECTIONS.add(reason)
         self._refusals.note(peer, detail, time.monotonic())
 
-    def _sum_up_refusals(self) -> None:
-        while True:  # ends with the process
-            gevent.sleep(1.0)
-            self._refusals.tick(time.monotonic())
+    def _look_after_members(self) -> None:
+        """End pauses that last too long, and sum up refusals; ends with the process."""
+        while True:
+            gevent.sleep(_LOOK_EVERY)
+            now = time.monotonic()
+            self._refusals.tick(now)
+            limits = {
+                _Pause.REQUEST: KEEP_ALIVE if self.alive else _IDLE,
+                _Pause.REST_OF_HEAD: HEAD_DEADLINE,
+            }
+            for connection in list(self._members):
+                pause = connection.pause
+                if pause is not None and now - connection.paused_at > limits[pause]:
+                    connection.interrupt(f"waited for {pause.value}")
 
     @contextlib.contextmanager
     def timeout_ctx(self) -> Iterator[None]:  # type: ignore[override] # gunicorn's hints lack it
-        """Around the wait for the next request of a kept-alive connection."""
-        connection, peer = self._connections[gevent.getcurrent()]
-        wait = _Request(connection, self._idle, peer)
+        """gunicorn's wait for the next request of a kept-alive connection."""
+        connection, address = self._served[gevent.getcurrent()]
+        connection.begin_pause()
         try:
             yield
         except _Ended:
-            if wait.in_head:
-                self._refuse(peer, "too-slow", "head of a request not there in time")
-                _say_too_slow(connection)
+            self._note_end(connection, address)
         finally:
-            wait.close()
+            connection.end_pause()
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        super().handle_exit(sig, frame)
-        gevent.spawn(self._close_idle_connections)
-
-    def _close_idle_connections(self) -> None:
-        while True:  # ends with the process
-            for wait in list(self._idle):
-                if time.monotonic() - wait.since > _IDLE:
-                    wait.end("stopping")
-            gevent.sleep(0.1)
+    def _note_end(self, connection: _Connection, address: str) -> None:
+        slow = connection.pause is _Pause.REST_OF_HEAD
+        connection.end_pause()  # what is said now is not to be interrupted
+        if slow:
+            self._refuse(address, "too-slow", "head of a request not there in time")
+            _say_too_slow(connection)
 
 
-def _name_member(connection: ssl.SSLSocket, address: str) -> str:
+def _spare_collections() -> None:
+    """Let the collector of cycles leave alone what stays, and look at the rest less often.
+
+    A message makes some dozens of objects and no cycle: to look for some after every 700 objects,
+    the default, costs a tenth of all processor time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def _longest_idle(connections: Iterable[_Connection]) -> _Connection | None:
+    idle = (connection for connection in connections if connection.pause is _Pause.REQUEST)
+    return min(idle, key=lambda connection: connection.paused_at, default=None)
+
+
+def _name_member(connection: _Connection, address: str) -> str:
     """Whom a member's connection is counted to: its identity, wherever it comes from.
 
     A leaf of our CA without an identity gets its 403 later, like everyone who may not call.
     """
     try:
-        return peer_identity(connection).label
+        return connection.identity.label
     except IdentityRefused:
         return f"unidentified peer at {address}"
 
