@@ -17,12 +17,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+from benchmarks.processes import memory_mib
 from tests.support import strangers
 from tests.support.deployment import Deployment
 from tests.support.http import make_context
@@ -242,7 +243,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         processor = Processor(deployment)
         beside = measure(deployment, options.rate, options.seconds)
         beside_shares = processor.shares()
-        memory = {service.name: resident_mib(service.processes) for service in deployment.services}
+        memory = {service.name: memory_mib(service.processes) for service in deployment.services}
         stop.set()
         told = report.get(timeout=60)
         process.join(60)
@@ -253,19 +254,9 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "alone": {kind: asdict(figures) for kind, figures in alone.items()},
         "beside": {kind: asdict(figures) for kind, figures in beside.items()},
         "processor": {"alone": alone_shares, "beside": beside_shares},
-        "resident_mib": memory,
+        "memory_mib": memory,
         "strangers": told,
     }
-
-
-def resident_mib(processes: Iterable[int]) -> float:
-    """What processes have in memory, shared pages shared out, in MiB."""
-    total = 0
-    for pid in processes:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1])
-    return round(total / 1024, 1)
 
 
 def main() -> None:

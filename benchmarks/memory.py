@@ -20,7 +20,8 @@ from http.client import HTTPException, HTTPSConnection
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.hostile import raise_descriptors, resident_mib
+from benchmarks.hostile import raise_descriptors
+from benchmarks.processes import memory_mib
 from sealrelay.seal import parse_keyring
 from tests.support.deployment import Deployment
 from tests.support.http import make_context
@@ -92,7 +93,7 @@ def run(number: int) -> dict[str, object]:
         with deployment.client() as client:
             for index in range(200):
                 client.send(f"warm up {index}")
-        before = resident_mib(deployment.coordinator.processes)
+        before = memory_mib(deployment.coordinator.processes)
         pipes, processes = [], []
         for name in names:
             ours, theirs = spawn.Pipe()
@@ -115,11 +116,11 @@ def run(number: int) -> dict[str, object]:
         opening = time.monotonic() - began
         (worker,) = deployment.coordinator.workers
         descriptors = sum(1 for _ in Path(f"/proc/{worker}/fd").iterdir())
-        after = resident_mib(deployment.coordinator.processes)
+        after = memory_mib(deployment.coordinator.processes)
         for pipe in pipes:
             pipe.send("use them all")
         stored = sum(pipe.recv() for pipe in pipes)
-        used = resident_mib(deployment.coordinator.processes)
+        used = memory_mib(deployment.coordinator.processes)
         for pipe, process in zip(pipes, processes, strict=True):
             pipe.send("end")
             process.join(60)

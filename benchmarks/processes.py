@@ -58,6 +58,21 @@ class Program:
         self._process.wait()
 
 
+def memory_mib(processes: Iterable[int], *, own: bool = False) -> float:
+    """What processes have in memory, in MiB; pages that several share are shared out.
+
+    ``own``: without what comes from files, which shifts with what else runs on the machine.
+    """
+    wanted = "Pss_Anon:" if own else "Pss:"
+    total = 0
+    for pid in processes:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            name, _, rest = line.partition(" ")
+            if name == wanted:
+                total += int(rest.split()[0])
+    return round(total / 1024, 1)
+
+
 def cpu_seconds(processes: Iterable[int]) -> float:
     """Processor time that living processes have used so far, all threads together."""
     total = 0

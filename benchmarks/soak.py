@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from benchmarks.hostile import resident_mib
 from benchmarks.load import make_load, wait_for_relay
 from benchmarks.peers import Sealrelay
+from benchmarks.processes import memory_mib
 from benchmarks.spec import LoadSpec
 from benchmarks.tally import count_lost
 from benchmarks.testbed import Testbed
@@ -53,9 +53,10 @@ def run(messages: int, round_size: int, connections: int, folder: Path) -> dict[
                 answers = load.result().answers
             sent += len(answers)
             failed += sum(answer.status != 200 for answer in answers)
-            readings.append((sent, {name: resident_mib(of) for name, of in processes.items()}))
+            memory = {name: memory_mib(of, own=True) for name, of in processes.items()}
+            readings.append((sent, memory))
             rate = sent / (time.monotonic() - began)
-            sys.stderr.write(f"round {number}: {sent} sent, {rate:.0f}/s, {readings[-1][1]}\n")
+            sys.stderr.write(f"round {number}: {sent} sent, {rate:.0f}/s, {memory}\n")
             if sent >= messages or not answers:
                 break
         lost = count_lost(answers, measurement.stored())
@@ -64,7 +65,7 @@ def run(messages: int, round_size: int, connections: int, folder: Path) -> dict[
         "failed": failed,
         "lost_of_last_round": lost,
         "seconds": round(time.monotonic() - began),
-        "resident_mib": {
+        "own_mib": {
             name: describe([(at, values[name]) for at, values in readings], messages)
             for name in processes
         },
