@@ -190,6 +190,49 @@ def test_few_are_not_shared() -> None:
     assert len(take(dispatch).batch) == 16
 
 
+def test_what_comes_while_a_server_has_a_batch_gathers_for_the_next_one() -> None:
+    dispatch = make_dispatch(max_batch=100, max_batch_bytes=10**6, max_waiting=200)
+    add_lanes(dispatch, "s1", "s2")
+    enqueue(dispatch, *(make_message() for _ in range(5)))
+    first = take(dispatch, 0.0)
+    enqueue(dispatch, *(make_message() for _ in range(3)))
+    assert dispatch.next_attempt(0.0) is None
+    answer(dispatch, first, HEDGE / 4)
+    second = take(dispatch, HEDGE / 4)
+    assert (second.lane.server, len(second.batch)) == ("s2", 3), "they take turns all the same"
+    enqueue(dispatch, make_message())
+    assert take(dispatch, HEDGE / 4).lane.server == "s1", "beside a small one"
+
+
+def test_nothing_waits_for_a_batch_that_is_held_up_or_of_a_server_that_is_not_healthy() -> None:
+    dispatch = make_dispatch(max_batch=100, max_batch_bytes=10**6, max_waiting=200)
+    add_lanes(dispatch, "s1", "s2")
+    enqueue(dispatch, *(make_message() for _ in range(5)))
+    first = take(dispatch, 0.0)
+    enqueue(dispatch, make_message())
+    assert dispatch.next_attempt(HEDGE / 4) is None
+    second = take(dispatch, HEDGE / 2)
+    answer(dispatch, second, HEDGE / 2)
+    answer(dispatch, first, HEDGE / 2)
+    enqueue(dispatch, *(make_message() for _ in range(5)))
+    third = take(dispatch, HEDGE)
+    enqueue(dispatch, make_message())
+    assert dispatch.next_attempt(HEDGE) is None
+    dispatch.eject(third.lane.server, HEDGE)
+    assert take(dispatch, HEDGE).lane.server != third.lane.server
+
+
+def test_batch_that_failed_waits_for_no_other() -> None:
+    dispatch = make_dispatch("s1", "s2", "s3", max_batch=100, max_batch_bytes=10**6)
+    add_lanes(dispatch, "s1", "s2", "s3")
+    enqueue(dispatch, make_message())
+    failed = take(dispatch, 0.0)
+    enqueue(dispatch, *(make_message() for _ in range(5)))
+    take(dispatch, 0.0)
+    dispatch.fail(failed, 0.0, timed_out=False)
+    assert take(dispatch, 0.0).batch == failed.batch
+
+
 def test_batch_is_capped_by_bytes_but_takes_at_least_one_message() -> None:
     dispatch = make_dispatch("s1", "s2", "s3", max_batch=10)
     large, small, next_one = make_message(size=5000), make_message(size=600), make_message(size=500)

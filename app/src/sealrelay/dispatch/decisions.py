@@ -25,6 +25,9 @@ _WORTH_SHARING = 16
 """Messages that one server may take for itself: to open and store them costs about as much as a
 batch more would."""
 
+_SMALL = 4
+"""Messages in a batch that is no reason for others to wait and go together."""
+
 
 class DispatchError(Exception):
     """A message that will not be delivered. It may or may not have been stored."""
@@ -173,8 +176,8 @@ class Dispatch:
         self._waiting = 0
         self._waiting_bytes = 0
         self._idle: dict[str, deque[Lane]] = {server: deque() for server in self._health}
-        # when the newest attempt of each server began, while it is open
-        self._newest: dict[str, float | None] = dict.fromkeys(self._health)
+        # the newest attempt of each server, while it is open
+        self._newest: dict[str, Attempt | None] = dict.fromkeys(self._health)
         self._turns = list(self._health)  # who took a batch last comes last
         self._open: dict[Attempt, None] = {}  # in the order in which they began
         self._budget = Budget(limits.retry_share)
@@ -230,22 +233,33 @@ class Dispatch:
                 for message in batch:
                     message.trying[server] = attempt
                 self._open[attempt] = None
-                self._newest[server] = now
+                self._newest[server] = attempt
                 return attempt
         return None
 
     def _has_room(self, server: str, now: float) -> bool:
-        """Whether a server may be given a batch: in another lane only once its last is held up.
+        """Whether a server may be given a batch: in another lane only once its last is held up, and
+        beside another server's only where that is small, or where enough waits for both.
 
-        So what comes in the meantime goes in one batch, as long as answers come soon; and a message
-        that takes its time, or a large one, keeps the others waiting for little more than that.
+        So what comes in the meantime goes in one batch, as long as answers come soon, and a batch
+        costs about the same whatever is in it. A message that takes its time, or a large one, keeps
+        the others waiting for little more than that.
         """
-        free = self._newest[server] is None or self._is_held_up(server, now)
-        return free and bool(self._idle[server])
+        own = self._newest[server]
+        if not self._idle[server] or (own is not None and not self._is_held_up(own, now)):
+            return False
+        if self._repeats or self._waiting >= _WORTH_SHARING:
+            return True
+        return not any(
+            other is not None
+            and len(other.batch) > _SMALL
+            and self._health[name] is Health.HEALTHY
+            and not self._is_held_up(other, now)
+            for name, other in self._newest.items()
+        )
 
-    def _is_held_up(self, server: str, now: float) -> bool:
-        began = self._newest[server]
-        return began is not None and now - began >= self.hedge_delay.seconds / 2
+    def _is_held_up(self, attempt: Attempt, now: float) -> bool:
+        return now - attempt.began >= self.hedge_delay.seconds / 2
 
     def is_open(self, attempt: Attempt) -> bool:
         """Whether an attempt has neither succeeded nor failed yet."""
@@ -364,7 +378,7 @@ class Dispatch:
     def _close(self, attempt: Attempt) -> None:
         del self._open[attempt]
         server = attempt.lane.server
-        if attempt.began == self._newest[server]:
+        if self._newest[server] is attempt:
             self._newest[server] = None
         for message in attempt.batch:
             del message.trying[attempt.lane.server]
@@ -413,8 +427,9 @@ class Dispatch:
         """How many of the new messages one server may take now: an equal part of many, as each
         other that will soon ask for some should find its own, and not watch the one at work."""
         askers = sum(
-            health is Health.HEALTHY and not self._is_held_up(server, now)
-            for server, health in self._health.items()
+            self._health[server] is Health.HEALTHY
+            and (newest is None or not self._is_held_up(newest, now))
+            for server, newest in self._newest.items()
         )
         return max(_WORTH_SHARING, math.ceil(self._waiting / max(1, askers)))
 
