@@ -291,7 +291,7 @@ class Generator:
 
 def _context(folder: str) -> ssl.SSLContext:
     files = {name: str(Path(folder, f"{name}.pem")) for name in ("cert", "key", "ca")}
-    return make_client_context(TlsFiles(**files))
+    return make_client_context(msgspec.convert(files, TlsFiles))
 
 
 def _render(spec: LoadSpec, client: ClientFiles) -> list[Request]:

@@ -17,12 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sealrelay.client import Client
-from sealrelay.config import ServerAddress
+from sealrelay.config import CoordinatorSettings, ServerAddress, load_settings
 from sealrelay.dispatch import Message
 from sealrelay.dispatch.connection import ServerConnection, ServerFailed
 from sealrelay.errors import CertificateRefused
 from sealrelay.identity import MAY_CALL, Endpoint, Identity, Role
-from sealrelay.tls import TlsFiles, make_client_context, make_server_context
+from sealrelay.reload import Credentials
+from sealrelay.tls import TlsFiles, make_server_context
 from tests.integration.test_messages import assert_problem, seal
 from tests.support.deployment import PATIENCE, Deployment, Service, wait_until
 from tests.support.http import Answer, ask, make_context, open_connection, post_json
@@ -347,7 +348,8 @@ def test_header_that_is_not_one_certificate_is_malformed(
 
 
 def tls_files(folder: Path) -> TlsFiles:
-    return TlsFiles(*(str(folder / f"{name}.pem") for name in ("cert", "key", "ca")))
+    cert, key, ca = (str(folder / f"{name}.pem") for name in ("cert", "key", "ca"))
+    return TlsFiles(cert, key, ca)
 
 
 @contextlib.contextmanager
@@ -456,11 +458,11 @@ def test_client_passes_over_an_impostor_to_the_coordinator(
 @contextlib.contextmanager
 def lane_to(deployment: Deployment, port: int) -> Iterator[ServerConnection]:
     """The coordinator's way to server1, which it is told to find on this port."""
-    folder = deployment.coordinator.config.parent
+    settings = load_settings(deployment.coordinator.config, CoordinatorSettings)
     connection = ServerConnection(
         ServerAddress("server1", f"https://127.0.0.1:{port}"),
         Identity(TRUST_DOMAIN, Role.SERVER, "server1"),
-        make_client_context(tls_files(folder)),
+        Credentials(settings),
     )
     yield connection
     connection.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks.load import make_load
@@ -64,7 +65,7 @@ def serve(folder: Path, answer: Serve) -> Iterator[int]:
             pass
 
     with _Server(("127.0.0.1", 0), Handler) as server:
-        server.context = make_server_context(TlsFiles(**files))
+        server.context = make_server_context(msgspec.convert(files, TlsFiles))
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:

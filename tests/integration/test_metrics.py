@@ -153,20 +153,21 @@ def test_certificate_expiry_is_that_of_the_files(deployed: Deployment) -> None:
             expiry = x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
             name = "sealrelay_certificate_expiry_timestamp_seconds"
             assert figures(name, file=file) == expiry
-        assert figures("sealrelay_crl_next_update_timestamp_seconds", file="ca") is None
+        assert figures("sealrelay_crl_next_update_timestamp_seconds", file="crl") is None
 
 
 def test_next_update_of_a_crl_is_shown_where_there_is_one(deployments: Deployments) -> None:
     deployment = deployments.make()
     server = deployment.servers[0]
     crl = deployment.authority.make_crl()
-    with (server.config.parent / "ca.pem").open("ab") as file:
-        file.write(crl)
+    (server.config.parent / "crl.pem").write_bytes(crl)
+    with server.config.open("a") as file:
+        file.write('crl = "crl.pem"\n')
     server.start()
     next_update = x509.load_pem_x509_crl(crl).next_update_utc
     assert next_update is not None
     name = "sealrelay_crl_next_update_timestamp_seconds"
-    assert scrape(deployment, server)(name, file="ca") == next_update.timestamp()
+    assert scrape(deployment, server)(name, file="crl") == next_update.timestamp()
 
 
 def test_server_that_stops_shows_in_every_figure_about_it(deployed: Deployment) -> None:

@@ -18,6 +18,7 @@ from sealrelay.config import (
     ServerSettings,
 )
 from sealrelay.errors import SealrelayError
+from sealrelay.tls import TlsFiles
 from tests.repo.conftest import REPOSITORY, ROLES, tracked_files
 
 README = (REPOSITORY / "README.md").read_text()
@@ -36,7 +37,7 @@ def test_page_of_variables_fits_the_roles() -> None:
 def test_every_setting_is_documented(kind: type[msgspec.Struct]) -> None:
     for field in msgspec.structs.fields(kind):
         if field.name == "tls":
-            names = ["tls.cert", "tls.key", "tls.ca"]
+            names = [f"tls.{part.name}" for part in msgspec.structs.fields(TlsFiles)]
         elif field.name == "servers":
             names = [f"servers.{part.name}" for part in msgspec.structs.fields(ServerAddress)]
         else:

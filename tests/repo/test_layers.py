@@ -14,12 +14,14 @@ PACKAGE = REPOSITORY / "app" / "src" / "sealrelay"
 
 # From the ground up; what stands on one line does not import each other.
 LAYERS = [
-    {"", "errors", "text", "processes", "quick"},
+    {"", "errors", "text", "processes", "quick", "journal"},
     {"identity", "seal"},
-    {"tls", "door"},
+    {"trust", "door"},
+    {"tls"},
     {"config"},
     {"store", "wire"},
     {"metrics", "replies"},
+    {"reload"},
     {"web"},
     {"dispatch"},
     {"server", "coordinator"},

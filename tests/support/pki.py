@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 TRUST_DOMAIN = "sealrelay.internal"
 BOTH = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 CLIENT_ONLY = (ExtendedKeyUsageOID.CLIENT_AUTH,)
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 _HOUR = datetime.timedelta(hours=1)
 
 
@@ -38,6 +39,7 @@ class Leaf:
     starts: datetime.timedelta = -_HOUR
     ends: datetime.timedelta = _HOUR
     is_ca: bool = False
+    key: Key = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
 
 
 @dataclass
@@ -80,21 +82,40 @@ class Authority:
         )
         return certificate.public_bytes(Encoding.PEM)
 
-    def make_crl(self) -> bytes:
-        """A CRL (PEM) that revokes nothing."""
+    def make_crl(
+        self,
+        *revoked: Path,
+        starts: datetime.timedelta = -_HOUR,
+        ends: datetime.timedelta = _HOUR,
+        critical: x509.ExtensionType | None = None,
+    ) -> bytes:
+        """A CRL (PEM) that revokes the leaves in these folders."""
         now = datetime.datetime.now(datetime.timezone.utc)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
-            .last_update(now)
-            .next_update(now + _HOUR)
+            .last_update(now + starts)
+            .next_update(now + ends)
+            .add_extension(issuer, critical=False)
+            .add_extension(x509.CRLNumber(1), critical=False)
         )
+        if critical is not None:
+            builder = builder.add_extension(critical, critical=True)
+        for folder in revoked:
+            certificate = x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes())
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder()
+                .serial_number(certificate.serial_number)
+                .revocation_date(now)
+                .build()
+            )
         return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def issue(self, folder: Path, leaf: Leaf) -> Path:
         """Write cert.pem, key.pem and ca.pem of a new leaf into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = leaf.key
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in leaf.uris]
         for host in leaf.hosts:
             try:
@@ -131,7 +152,7 @@ class Authority:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
     starts: datetime.timedelta,
     ends: datetime.timedelta,
 ) -> x509.CertificateBuilder:

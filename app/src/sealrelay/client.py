@@ -30,7 +30,7 @@ from sealrelay.config import ClientSettings, load_keyring, load_settings
 from sealrelay.errors import CertificateRefused, MessageRefused, TokenRefused, Unreachable
 from sealrelay.identity import IdentityRefused, Role
 from sealrelay.seal import Keyring, Token
-from sealrelay.tls import describe_tls_error, make_client_context, peer_identity
+from sealrelay.tls import TlsSet, describe_tls_error
 
 _CONNECT_TIMEOUT = 3.0
 _ANSWER_TIMEOUT = 12.0
@@ -83,9 +83,7 @@ class Client:
         self._session.trust_env = False  # no proxy, no other CA bundle, no .netrc password
         self._session.verify = settings.tls.ca
         self._session.cert = (settings.tls.cert, settings.tls.key)
-        self._session.mount(
-            "https://", _Adapter(make_client_context(settings.tls), settings.trust_domain)
-        )
+        self._session.mount("https://", _Adapter(TlsSet(settings.tls), settings.trust_domain))
 
     @classmethod
     def from_file(cls, path: Path, **options: Any) -> Self:
@@ -263,13 +261,14 @@ def _root_reason(error: BaseException) -> str:
 class _Connection(HTTPSConnection):
     """A connection that belongs to a coordinator of our trust domain, or is not used."""
 
+    tls: TlsSet
     trust_domain: str
 
     def connect(self) -> None:
         super().connect()
         assert isinstance(self.sock, ssl.SSLSocket)
         try:
-            peer = peer_identity(self.sock)
+            peer = self.tls.identify(self.sock)
             if peer.role is not Role.COORDINATOR or peer.trust_domain != self.trust_domain:
                 raise IdentityRefused(f"it is {peer}")
         except IdentityRefused as refused:
@@ -280,15 +279,16 @@ class _Connection(HTTPSConnection):
 class _Adapter(HTTPAdapter):
     """Carries our TLS context, and the check of who answers, into requests."""
 
-    def __init__(self, context: ssl.SSLContext, trust_domain: str) -> None:
-        self._context = context
+    def __init__(self, tls: TlsSet, trust_domain: str) -> None:
+        self._tls = tls
         self._trust_domain = trust_domain
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
+        super().init_poolmanager(*args, ssl_context=self._tls.make_client_context(), **kwargs)
 
         class Connection(_Connection):
+            tls = self._tls
             trust_domain = self._trust_domain
 
         class Pool(HTTPSConnectionPool):

@@ -6,28 +6,18 @@ remedy. There are no defaults for secrets, and no other source of settings (no e
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
 from sealrelay.errors import ConfigError
-from sealrelay.identity import (
-    NAME,
-    TRUST_DOMAIN,
-    Identity,
-    IdentityRefused,
-    Role,
-    identify_certificate,
-)
+from sealrelay.identity import NAME, TRUST_DOMAIN, Identity, Role
 from sealrelay.seal import MAX_CLOCK_SKEW, Keyring, KeyringError, parse_keyring
-from sealrelay.tls import KeyLocked, TlsFiles, make_client_context
+from sealrelay.tls import TlsFiles, TlsRefused, TlsSet
 
 # \Z, since $ would let a line end through
 Name = Annotated[str, Meta(pattern=rf"^{NAME.pattern}\Z")]
@@ -189,7 +179,7 @@ def load_keyring(path: Path) -> Keyring:
 def load_keyrings(folder: Path) -> dict[str, Keyring]:
     """Read every ``<client>.keys`` of a server's keyring folder. Raises ConfigError."""
     try:
-        files = sorted(entry for entry in folder.iterdir() if entry.suffix == ".keys")
+        _, *files = keyring_files(folder)
     except OSError as error:
         raise ConfigError(
             f"{folder}: keyrings: {error.strerror}; create the folder, or run as root or the "
@@ -198,14 +188,12 @@ def load_keyrings(folder: Path) -> dict[str, Keyring]:
     return {file.stem: load_keyring(file) for file in files}
 
 
-def input_files(path: Path, settings: Settings) -> list[Path]:
-    """The files a running service was started from: the settings file and all that it names."""
-    files = [path, *map(Path, (settings.tls.cert, settings.tls.key, settings.tls.ca))]
-    if isinstance(settings, ServerSettings):
-        folder = Path(settings.keyrings)
-        # the folder's own time tells of a keyring that was taken away
-        files += [folder, *folder.glob("*.keys")]
-    return files
+def keyring_files(folder: Path) -> list[Path]:
+    """A server's keyrings, and their folder, whose own time tells of one that was taken away.
+
+    Raises OSError.
+    """
+    return [folder, *sorted(entry for entry in folder.iterdir() if entry.suffix == ".keys")]
 
 
 def split_bind(bind: str) -> tuple[str, int]:
@@ -252,7 +240,8 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     def absolute(name: str) -> str:
         return str(folder / name)
 
-    tls = TlsFiles(*map(absolute, (settings.tls.cert, settings.tls.key, settings.tls.ca)))
+    files = {key: absolute(file) for key, file in settings.tls.paths.items()}
+    tls = msgspec.structs.replace(settings.tls, **files)
     settings = msgspec.structs.replace(settings, tls=tls)
     if isinstance(settings, ClientSettings):
         return msgspec.structs.replace(settings, payload_keys=absolute(settings.payload_keys))
@@ -344,26 +333,16 @@ def _check_ports(netloc: str) -> None:
 def _check_tls(path: Path, settings: Settings) -> None:
     """The TLS files are readable and fit together, and the leaf names this very service."""
     remedy = "run the playbook to make the certificates, or correct the path"
-    for key in ("cert", "key", "ca"):
-        _read(Path(getattr(settings.tls, key)), f"tls.{key} of {path}", remedy)
+    for key, file in settings.tls.paths.items():
+        _read(Path(file), f"tls.{key} of {path}", remedy)
     try:
-        make_client_context(settings.tls)
-    except KeyLocked:
+        identity = TlsSet(settings.tls).identity
+    except TlsRefused as refused:
+        if refused.fact == "the key is encrypted":
+            remedy = "give the service a key without passphrase, readable by it alone"
         raise ConfigError(
-            f"{settings.tls.key}: tls.key of {path}: the key is encrypted; give the service a key "
-            f"without passphrase, readable by it alone"
+            f"{refused.path}: tls.{refused.setting} of {path}: {refused.fact}; {remedy}"
         ) from None
-    except ssl.SSLError as error:
-        what = "key and certificate do not fit" if "MISMATCH" in str(error) else "not usable as PEM"
-        raise ConfigError(
-            f"{settings.tls.cert}: tls.cert, tls.key, tls.ca of {path}: {what}; {remedy}"
-        ) from None
-    try:
-        pem = Path(settings.tls.cert).read_bytes()
-        der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
-        identity = identify_certificate(der)
-    except (ValueError, IdentityRefused) as error:
-        raise ConfigError(f"{settings.tls.cert}: tls.cert of {path}: {error}; {remedy}") from None
     if identity != own_identity(settings):
         raise ConfigError(
             f"{settings.tls.cert}: tls.cert of {path}: the certificate is {identity}, but the "

@@ -19,9 +19,9 @@ from sealrelay.dispatch.decisions import Dispatch, Limits
 from sealrelay.dispatch.observer import Observer, merge_reports
 from sealrelay.identity import Endpoint, Identity, Role
 from sealrelay.processes import read_reports
+from sealrelay.reload import Credentials
 from sealrelay.replies import Problem, Reply, message_reply
 from sealrelay.seal import Token
-from sealrelay.tls import make_client_context
 from sealrelay.web import add_message_endpoint, json_response, make_app, read_body, read_token
 from sealrelay.wire import DataRequest, Outcome
 
@@ -31,17 +31,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger("sealrelay.coordinator")
 
 
-def make_relay(settings: CoordinatorSettings, started: float) -> Relay:
-    """The relay that the settings describe, not started; ``started`` is when the service was.
-
-    Raises OSError for TLS files.
-    """
-    context = make_client_context(settings.tls)
+def make_relay(settings: CoordinatorSettings, started: float, credentials: Credentials) -> Relay:
+    """The relay that the settings describe, not started; ``started`` is when the service was."""
     addresses = {server.name: server for server in settings.servers}
 
     def connect(name: str) -> ServerConnection:
         identity = Identity(settings.trust_domain, Role.SERVER, name)
-        return ServerConnection(addresses[name], identity, context)
+        return ServerConnection(addresses[name], identity, credentials)
 
     dispatch = Dispatch(
         addresses,
@@ -69,12 +65,13 @@ def make_relay(settings: CoordinatorSettings, started: float) -> Relay:
     )
 
 
-def create_app(settings: CoordinatorSettings, started: float) -> Flask:
+def create_app(settings: CoordinatorSettings, started: float, credentials: Credentials) -> Flask:
     """The coordinator's WSGI application; ``started`` in seconds since the epoch.
 
-    Starts the lanes and probes, so it is called in the worker process. Raises OSError (TLS files).
+    Starts the lanes and probes, so it is called in the worker process.
     """
-    relay = make_relay(settings, started)
+    relay = make_relay(settings, started, credentials)
+    credentials.when_changed(relay.renew_connections)
     relay.start()
     app = make_app(__name__, settings, started)
 

@@ -68,6 +68,10 @@ class IdentityRefused(Exception):
     """A certificate that carries no identity of ours; the text names the fact, not the remedy."""
 
 
+class LeafRefused(IdentityRefused):
+    """A leaf that does not count, or no longer: revoked, out of its time, of a CA not trusted."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """A peer: ``spiffe://<trust_domain>/<role>/<name>``."""

@@ -11,10 +11,8 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import gevent
-from cryptography import x509
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -31,7 +29,7 @@ from prometheus_client.registry import Collector
 from sealrelay import __version__
 from sealrelay.identity import Role
 from sealrelay.processes import shared_folder
-from sealrelay.tls import TlsFiles
+from sealrelay.tls import TlsSet
 
 _log = logging.getLogger("sealrelay.metrics")
 
@@ -225,8 +223,9 @@ CONNECTIONS = _gauge(
 )
 REFUSED_CONNECTIONS = _Count(
     "sealrelay_refused_connections_total",
-    "Connections refused: `tls` (no leaf of ours, another TLS version), `too-slow` with handshake "
-    "or head, `crowded` out by others of the same peer, or `lost` meanwhile",
+    "Connections refused: `tls` (no leaf of ours, a revoked one, another TLS version), `too-slow` "
+    "with handshake or head, `crowded` out by others of the same peer, `lost` meanwhile, or their "
+    "leaf counts `no-longer`",
     _BOTH,
     "reason",
 )
@@ -239,10 +238,18 @@ CERTIFICATE_EXPIRY = _gauge(
 )
 CRL_NEXT_UPDATE = _gauge(
     "sealrelay_crl_next_update_timestamp_seconds",
-    "When the CRL in the file of the CA's certificate (`ca`) runs out, if there is one, as loaded",
+    "When the first of the CRLs in `tls.crl` (`crl`) runs out, if there are any, as loaded",
     _BOTH,
     "file",
     over_workers="livemin",
+)
+RELOADS = _Count(
+    "sealrelay_reloads_total",
+    "Changes of the `TLS files` or `keyrings` that a worker found: taken (`ok`), or `refused` "
+    "because something in them is wrong",
+    _BOTH,
+    "files",
+    "result",
 )
 STARTED = _gauge(
     "sealrelay_start_timestamp_seconds",
@@ -272,21 +279,17 @@ _RESULTS = {
         "unexpected",
     ),
 }
-_REASONS = ("tls", "too-slow", "crowded", "lost")
+_REASONS = ("tls", "too-slow", "crowded", "lost", "no-longer")
 
 
-def start(role: Role, name: str, tls: TlsFiles, started: float) -> None:
-    """Begin to publish, in a worker. ``started``: of the service, in seconds since the epoch.
-
-    Raises OSError or ValueError for TLS files that cannot be read.
-    """
+def start(role: Role, name: str, started: float) -> None:
+    """Begin to publish, in a worker. ``started``: of the service, in seconds since the epoch."""
     INFO.labels(role.value, name, __version__).set(1)
     STARTED.set(started)
     for result in _RESULTS[role]:
         MESSAGES.add(result, amount=0)
     for reason in _REASONS:
         REFUSED_CONNECTIONS.add(reason, amount=0)
-    note_tls_files(tls)
     gevent.spawn(_keep_publishing)
 
 
@@ -307,18 +310,12 @@ def scrape(role: Role) -> bytes:
     return generate_latest(_Scrape(role))
 
 
-def note_tls_files(tls: TlsFiles) -> None:
-    """TLS files were loaded. Raises OSError or ValueError when they cannot be read."""
-    for file, path in (("cert", tls.cert), ("ca", tls.ca)):
-        pem = Path(path).read_bytes()
-        expiries = [
-            certificate.not_valid_after_utc for certificate in x509.load_pem_x509_certificates(pem)
-        ]
-        CERTIFICATE_EXPIRY.labels(file).set(min(expiries).timestamp())
-        if b"-----BEGIN X509 CRL-----" in pem:
-            next_update = x509.load_pem_x509_crl(pem).next_update_utc
-            if next_update is not None:
-                CRL_NEXT_UPDATE.labels(file).set(next_update.timestamp())
+def note_tls(tls: TlsSet) -> None:
+    """This set of TLS files is in use from now on."""
+    CERTIFICATE_EXPIRY.labels("cert").set(tls.expires)
+    CERTIFICATE_EXPIRY.labels("ca").set(tls.trust.expires)
+    if tls.trust.next_update is not None:
+        CRL_NEXT_UPDATE.labels("crl").set(tls.trust.next_update)
 
 
 class _Scrape(Collector):

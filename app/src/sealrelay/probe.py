@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from sealrelay.config import ServiceSettings, input_files, own_identity, split_bind
+from sealrelay.config import ServiceSettings, own_identity, split_bind
 from sealrelay.errors import Outdated, Unreachable
 from sealrelay.identity import IdentityRefused
-from sealrelay.tls import describe_tls_error, make_client_context, peer_identity
+from sealrelay.tls import TlsRefused, TlsSet, describe_tls_error
 
 _ANSWER_TIMEOUT = 5.0
 _PAUSE = 0.1
@@ -43,7 +43,13 @@ def probe_service(settings: ServiceSettings, wait: float) -> Health:
     while True:
         try:
             return _ask(settings)
-        except (OSError, http.client.HTTPException, IdentityRefused, msgspec.MsgspecError) as error:
+        except (
+            OSError,
+            TlsRefused,
+            http.client.HTTPException,
+            IdentityRefused,
+            msgspec.MsgspecError,
+        ) as error:
             ended = process is not None and not Path("/proc", process).exists()
             if ended or time.monotonic() >= deadline:
                 raise Unreachable(
@@ -56,12 +62,13 @@ def check_current(health: Health, path: Path, settings: ServiceSettings, extra: 
     """Raises Outdated when a restart of the service is due.
 
     It is when the service runs another release than this program, or was started before the last
-    change of its settings file ``path``, of a file named there, or of an ``extra`` file.
+    change of its settings file ``path`` or of an ``extra`` file. The files named in its settings
+    are reloaded by the service itself.
     """
     release = str(Path(sys.prefix).resolve())
     if health.release != release:
         raise Outdated(f"{settings.name} runs {health.release}, not {release}")
-    for file in [*input_files(path, settings), *extra]:
+    for file in [path, *extra]:
         try:
             # unlike mtime, it also moves when an older file is put in place
             changed = file.stat().st_ctime
@@ -75,11 +82,12 @@ def _ask(settings: ServiceSettings) -> Health:
     host, port = split_bind(settings.bind)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
     # The whole identity is compared below, which says more than a host name would.
-    context = make_client_context(settings.tls, check_hostname=False)
+    tls = TlsSet(settings.tls)
+    context = tls.make_client_context(check_hostname=False)
     connection = http.client.HTTPSConnection(host, port, context=context, timeout=_ANSWER_TIMEOUT)
     try:
         connection.connect()
-        identity = peer_identity(connection.sock)
+        identity = tls.identify(connection.sock)
         if identity != own_identity(settings):
             raise IdentityRefused(f"{identity} answers there")
         connection.request("GET", "/healthz")

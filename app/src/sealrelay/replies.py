@@ -35,10 +35,18 @@ class Problem(Exception):
     """
 
     def __init__(
-        self, status: int, name: str, detail: str, *, retry_after: int | None = None
+        self,
+        status: int,
+        name: str,
+        detail: str,
+        *,
+        retry_after: int | None = None,
+        closes: bool = False,
     ) -> None:
+        """``closes``: the connection ends with this answer."""
         super().__init__(detail)
         self.status, self.name, self.detail, self.retry_after = status, name, detail, retry_after
+        self.closes = closes
 
     def reply(self) -> Reply:
         """The problem as an answer; ``type`` is ``urn:sealrelay:problem:<name>``."""
@@ -49,8 +57,8 @@ class Problem(Exception):
             "detail": self.detail,
         }
         headers = [("Content-Type", "application/problem+json")]
-        if self.status == 408:
-            headers.append(("Connection", "close"))  # where the next request begins is unknown
+        if self.closes:
+            headers.append(("Connection", "close"))
         if self.retry_after is not None:
             headers.append(("Retry-After", str(self.retry_after)))
         return Reply(self.status, msgspec.json.encode(document), headers)

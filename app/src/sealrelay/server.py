@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,16 @@ import gevent
 from flask import Flask
 
 from sealrelay import metrics
-from sealrelay.config import ServerSettings, load_keyrings
-from sealrelay.identity import Endpoint, Identity, IdentityRefused, Role, identify_certificate
+from sealrelay.config import ServerSettings, keyring_files, load_keyrings
+from sealrelay.identity import (
+    Endpoint,
+    Identity,
+    IdentityRefused,
+    LeafRefused,
+    Role,
+    identify_certificate,
+)
+from sealrelay.reload import Credentials, Reloadable
 from sealrelay.replies import Problem, Reply, json_reply, message_reply
 from sealrelay.seal import Keyring, Token, TokenMalformed, TokenNotOpened, parse_token
 from sealrelay.store import (
@@ -27,6 +35,7 @@ from sealrelay.store import (
     open_store,
 )
 from sealrelay.text import escape_text
+from sealrelay.trust import Trust
 from sealrelay.web import add_message_endpoint, make_app, read_body, read_token
 from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, DataRequest, Outcome
 
@@ -50,7 +59,10 @@ _MEASURE_EVERY = 15.0
 class Intake:
     """Takes messages in: opens, stores and answers for each of them by itself."""
 
-    def __init__(self, settings: ServerSettings, keyrings: Mapping[str, Keyring]) -> None:
+    def __init__(
+        self, settings: ServerSettings, keyrings: Callable[[], Mapping[str, Keyring]]
+    ) -> None:
+        """``keyrings`` says which are to be used now."""
         self._settings = settings
         self._keyrings = keyrings
         self._writer = GroupCommit(open_store(settings.store), note_commit)
@@ -96,28 +108,31 @@ class Intake:
         A message that is refused, or a store that fails, never decides over its neighbours.
         """
         began = time.monotonic()
-        opened = [self._open_safely(message) for message in messages]
+        keyrings = self._keyrings()  # for all of the batch, whatever is reloaded meanwhile
+        opened = [self._open_safely(message, keyrings) for message in messages]
         records = [entry for entry in opened if isinstance(entry, Record)]
         stored = iter(self._store(records))
         outcomes = [next(stored) if isinstance(entry, Record) else entry for entry in opened]
         count_outcomes(outcomes, time.monotonic() - began)
         return outcomes
 
-    def _open_safely(self, message: BatchMessage) -> Record | Outcome:
+    def _open_safely(
+        self, message: BatchMessage, keyrings: Mapping[str, Keyring]
+    ) -> Record | Outcome:
         try:
-            return self._open(message)
+            return self._open(message, keyrings)
         except Exception:  # noqa: BLE001 - a bug that one message meets is not its neighbours'
             _log.exception("Unexpected error while opening a message from %s", message.client)
             return Outcome(500, problem="unexpected", detail="The server's log says more.")
 
-    def _open(self, message: BatchMessage) -> Record | Outcome:
+    def _open(self, message: BatchMessage, keyrings: Mapping[str, Keyring]) -> Record | Outcome:
         try:
             token = parse_token(message.data)
         except TokenMalformed as error:
             return Outcome(400, problem="malformed", detail=f"Not a sealed message: {error}.")
         now = time.time()
         try:
-            plaintext = self._open_token(message.client, token, int(now))
+            plaintext = self._open_token(keyrings.get(message.client), token, int(now))
         except TokenNotOpened as error:
             _log.warning(
                 "Refused message %s from %s: %s", token.message_id.hex(), message.client, error
@@ -135,8 +150,7 @@ class Intake:
             server=self._settings.name,
         )
 
-    def _open_token(self, client: str, token: Token, now: int) -> bytes:
-        keyring = self._keyrings.get(client)
+    def _open_token(self, keyring: Keyring | None, token: Token, now: int) -> bytes:
         if keyring is None:
             raise TokenNotOpened("there is no keyring for this client")
         return keyring.open(token, ttl=self._settings.token_ttl, now=now)
@@ -177,12 +191,15 @@ def note_commit(records: int, seconds: float) -> None:
     metrics.COMMIT_SECONDS.add(seconds)
 
 
-def create_app(settings: ServerSettings, started: float) -> Flask:
+def create_app(settings: ServerSettings, started: float, credentials: Credentials) -> Flask:
     """The server's WSGI application; ``started`` in seconds since the epoch.
 
     Raises ConfigError (keyrings that cannot be read) or StoreError (no store to be opened).
     """
-    intake = Intake(settings, load_keyrings(Path(settings.keyrings)))
+    folder = Path(settings.keyrings)
+    keyrings = Reloadable("keyrings", lambda: keyring_files(folder), lambda: load_keyrings(folder))
+    credentials.add(keyrings)
+    intake = Intake(settings, lambda: keyrings.value)
     intake.prepare()
     app = make_app(__name__, settings, started)
     app.config["CHECK_HEALTH"] = intake.check
@@ -193,7 +210,7 @@ def create_app(settings: ServerSettings, started: float) -> Flask:
         return json_reply(BatchAnswer(intake.take(batch.messages)))
 
     def take_data(_proxy: Identity, environ: WSGIEnvironment) -> Reply:
-        client = _forwarded_client(environ, settings.trust_domain)
+        client = _forwarded_client(environ, settings.trust_domain, credentials.tls.trust)
         data = read_body(environ, DataRequest, settings.max_body_bytes).data
         token = read_token(data)
         (outcome,) = intake.take([BatchMessage(client.name, data)])
@@ -204,13 +221,22 @@ def create_app(settings: ServerSettings, started: float) -> Flask:
     return app
 
 
-def _forwarded_client(environ: WSGIEnvironment, trust_domain: str) -> Identity:
-    """The client whose certificate a proxy with the coordinator role passes on (RFC 9440)."""
+def _forwarded_client(environ: WSGIEnvironment, trust_domain: str, trust: Trust) -> Identity:
+    """The client whose certificate a proxy with the coordinator role passes on (RFC 9440).
+
+    The proxy is believed to have seen the client's key, and nothing beyond that.
+    """
     header = environ.get("HTTP_CLIENT_CERT", "")
     try:
         if not (len(header) > 2 and header.startswith(":") and header.endswith(":")):
             raise IdentityRefused("the Client-Cert header is not one byte sequence")
-        client = identify_certificate(base64.b64decode(header[1:-1], validate=True))
+        der = base64.b64decode(header[1:-1], validate=True)
+        client = identify_certificate(der)
+        trust.check_signed(der, time.time())
+    except LeafRefused as refused:
+        raise Problem(
+            403, "leaf-refused", f"The forwarded certificate does not count: {refused}."
+        ) from None
     except (IdentityRefused, ValueError) as error:
         raise Problem(
             400, "malformed", f"The Client-Cert header (RFC 9440) cannot be used: {error}."

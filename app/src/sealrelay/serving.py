@@ -19,7 +19,9 @@ from sealrelay.door import KEEP_ALIVE
 from sealrelay.errors import SealrelayError
 from sealrelay.journal import configure_logging
 from sealrelay.processes import forget_process
+from sealrelay.reload import Credentials
 from sealrelay.store import StoreError
+from sealrelay.tls import TlsRefused
 from sealrelay.worker import PlainPassage
 
 _BACKLOG = 4096
@@ -45,6 +47,7 @@ class _Service(BaseApplication):
     def __init__(self, settings: ServiceSettings, started: float) -> None:
         self.settings = settings
         self._started = started
+        self.credentials: Credentials | None = None
         super().__init__()
 
     def load_config(self) -> None:
@@ -73,14 +76,15 @@ class _Service(BaseApplication):
     def load(self) -> Callable[..., Any]:
         # Imported here, in the worker, after gevent has patched what these modules import.
         try:
+            credentials = self.credentials = Credentials(self.settings)
             if isinstance(self.settings, ServerSettings):
                 from sealrelay import server
 
-                return server.create_app(self.settings, self._started)
+                return server.create_app(self.settings, self._started, credentials)
             from sealrelay import coordinator
 
-            return coordinator.create_app(self.settings, self._started)
-        except (SealrelayError, StoreError) as error:
+            return coordinator.create_app(self.settings, self._started, credentials)
+        except (SealrelayError, StoreError, TlsRefused) as error:
             logging.getLogger("sealrelay").error("%s", error)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
 

@@ -20,7 +20,7 @@ from sealrelay.config import OperatorSettings, split_url
 from sealrelay.dispatch.decisions import Health
 from sealrelay.dispatch.observer import Report, ServerReport
 from sealrelay.identity import Identity, IdentityRefused, Role
-from sealrelay.tls import describe_tls_error, make_client_context, peer_identity
+from sealrelay.tls import TlsSet, describe_tls_error
 
 _TIMEOUT = 3.0
 """Seconds for one part of the deployment to connect, and to answer each question."""
@@ -101,9 +101,10 @@ class Watch:
     """Looks at a deployment again and again."""
 
     def __init__(self, settings: OperatorSettings) -> None:
-        """Raises OSError for TLS files."""
+        """Raises TlsRefused."""
         self._settings = settings
-        self._context = make_client_context(settings.tls, check_hostname=False)
+        self._tls = TlsSet(settings.tls)
+        self._context = self._tls.make_client_context(check_hostname=False)
         self._before: dict[str, Scrape] = {}
         self._names: dict[str, str] = {}  # of coordinators, by URL, once they have answered
         self._looked_at: float | None = None
@@ -135,7 +136,7 @@ class Watch:
         )
         try:
             connection.connect()
-            peer = peer_identity(connection.sock)
+            peer = self._tls.identify(connection.sock)
             trusted = peer.trust_domain == self._settings.trust_domain and peer.role is role
             if not trusted or (name is not None and peer.name != name):
                 raise IdentityRefused(f"{peer} answers there")

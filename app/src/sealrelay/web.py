@@ -22,7 +22,7 @@ from werkzeug.exceptions import HTTPException
 
 from sealrelay import __version__, metrics
 from sealrelay.config import ServiceSettings
-from sealrelay.identity import Endpoint, Identity, IdentityRefused, may_call
+from sealrelay.identity import Endpoint, Identity, IdentityRefused, LeafRefused, may_call
 from sealrelay.replies import Problem, Reply, json_reply
 from sealrelay.seal import Token, TokenMalformed, parse_token
 from sealrelay.text import escape_text
@@ -47,7 +47,10 @@ T = TypeVar("T")
 
 
 class _Identified(Protocol):
-    """A connection whose peer is known."""
+    """A connection whose peer is known.
+
+    ``identity`` raises IdentityRefused, and LeafRefused where the leaf does not count any more.
+    """
 
     @property
     def identity(self) -> Identity: ...
@@ -57,7 +60,7 @@ def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
     """A Flask application that admits nobody but whom ``identity`` lets in.
 
     It has ``GET /healthz`` and ``GET /metrics``. ``started`` is when the service was started, in
-    seconds since the epoch. Raises OSError or ValueError for TLS files that cannot be read.
+    seconds since the epoch.
     """
     app = Flask(name, static_folder=None)
     endpoints = {
@@ -103,7 +106,7 @@ def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
         return Response(metrics.scrape(settings.role), content_type=metrics.CONTENT_TYPE)
 
     app.config["CHECK_HEALTH"] = lambda: None
-    metrics.start(settings.role, settings.name, settings.tls, started)
+    metrics.start(settings.role, settings.name, started)
     return app
 
 
@@ -190,6 +193,10 @@ def _identify_peer(environ: WSGIEnvironment) -> Identity:
     connection: _Identified = environ["gunicorn.socket"]
     try:
         return connection.identity
+    except LeafRefused as refused:
+        raise Problem(
+            403, "leaf-refused", f"Your certificate does not count: {refused}.", closes=True
+        ) from None
     except IdentityRefused as refused:
         raise Problem(
             403, "identity-refused", f"Your certificate is not one of ours: {refused}."
@@ -234,7 +241,9 @@ def _read_rest(environ: WSGIEnvironment) -> None:
 
 def _body_deadline() -> gevent.Timeout:
     return gevent.Timeout(
-        _BODY_DEADLINE, Problem(408, "too-slow", "The body did not arrive in time.")
+        _BODY_DEADLINE,
+        # where the next request begins is unknown
+        Problem(408, "too-slow", "The body did not arrive in time.", closes=True),
     )
 
 

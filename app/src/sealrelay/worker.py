@@ -38,9 +38,11 @@ from sealrelay.door import (
     name_stranger,
     share_places,
 )
-from sealrelay.identity import Endpoint, Identity, IdentityRefused
+from sealrelay.identity import Endpoint, Identity, IdentityRefused, identify_certificate
 from sealrelay.journal import gather_lines
-from sealrelay.tls import describe_tls_error, make_server_context, peer_identity
+from sealrelay.reload import Credentials
+from sealrelay.tls import describe_tls_error, peer_certificate
+from sealrelay.trust import Leaf, read_leaf
 
 _log = logging.getLogger("sealrelay.tls")
 
@@ -60,6 +62,10 @@ _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Lengt
 
 class _Ended(BaseException):
     """Ends a wait from outside; the text says why."""
+
+
+class _NoLonger(_Ended):
+    """Ends a wait because the peer's leaf does not count any more."""
 
 
 class _Wait:
@@ -98,11 +104,53 @@ class _Connection(SSLSocket):
     _pauses = 0
     _has_begun = False
     _unread = b""
+    credentials: Credentials
+    _found_good = -1
+    """The credentials' generation when the peer's leaf was judged last."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who is at the other end, once the handshake is done, and still counts.
+
+        Raises IdentityRefused; it is LeafRefused where the leaf does not count.
+        """
+        if self._found_good != self.credentials.generation:
+            self._judge()
+        return self._identity
 
     @cached_property
-    def identity(self) -> Identity:
-        """Who is at the other end, once the handshake is done. Raises IdentityRefused."""
-        return peer_identity(self)
+    def _certificate(self) -> bytes:
+        return peer_certificate(self)
+
+    @cached_property
+    def _leaf(self) -> Leaf:
+        return read_leaf(self._certificate)
+
+    @cached_property
+    def _identity(self) -> Identity:
+        return identify_certificate(self._certificate)
+
+    @property
+    def label(self) -> str:
+        """Who is at the other end, for the log, whether that counts or not."""
+        try:
+            return self._identity.label
+        except IdentityRefused:
+            return "an unidentified peer"
+
+    def find_refusal(self, now: float) -> str:
+        """Why the peer's leaf does not count at ``now``, in seconds since the epoch, if so."""
+        try:
+            if self._found_good != self.credentials.generation or now > self._leaf.ends:
+                self._found_good = -1
+                self._judge()
+        except IdentityRefused as refused:
+            return str(refused)
+        return ""
+
+    def _judge(self) -> None:
+        self.credentials.check(self._leaf)
+        self._found_good = self.credentials.generation
 
     def unread(self, data: bytes) -> None:
         self._unread = data
@@ -136,16 +184,16 @@ class _Connection(SSLSocket):
         """The head of a request is there, or the connection is over."""
         self.pause = None
 
-    def interrupt(self, reason: str) -> None:
-        """End this pause by raising _Ended in it."""
+    def interrupt(self, end: _Ended) -> None:
+        """End this pause by raising ``end`` in it."""
         # From the hub, where the greenlet surely waits, and in this pause only: anywhere else it
         # would break a request.
-        gevent.get_hub().loop.run_callback(self._throw, self._pauses, reason)
+        gevent.get_hub().loop.run_callback(self._throw, self._pauses, end)
 
-    def _throw(self, pauses: int, reason: str) -> None:
+    def _throw(self, pauses: int, end: _Ended) -> None:
         if self.pause is not None and self._pauses == pauses:
             self._pauses += 1
-            self.greenlet.throw(_Ended(reason))
+            self.greenlet.throw(end)
 
     def _note_read(self) -> None:
         """Called before each read: when another was not enough, a request has begun."""
@@ -231,7 +279,8 @@ class RelayWorker(GeventWorker):
         super().init_process()
 
     def run(self) -> None:
-        self._context = make_server_context(self._settings.tls)
+        service: Any = self.app
+        self._credentials: Credentials = service.credentials
         if self._places.members < self._settings.max_connections:
             _log.warning(
                 "File descriptors suffice for %d connections, not for %d: raise LimitNOFILE",
@@ -241,6 +290,7 @@ class RelayWorker(GeventWorker):
         StreamServer.max_accept = _BURST
         gather_lines()
         _spare_collections()
+        gevent.spawn(self._credentials.keep_looking)
         gevent.spawn(self._turnstile.run)
         gevent.spawn(self._look_after_members)
         super().run()
@@ -265,8 +315,8 @@ class RelayWorker(GeventWorker):
             connection.begin_pause()
             try:
                 return connection.recv(65536)
-            except _Ended:
-                self._note_end(connection, addr[0])
+            except _Ended as end:
+                self._note_end(connection, addr[0], end)
                 return b""
             finally:
                 connection.end_pause()
@@ -308,8 +358,9 @@ class RelayWorker(GeventWorker):
                     client,
                     server_side=True,
                     do_handshake_on_connect=False,
-                    _context=self._context,
+                    _context=self._credentials.server_context,
                 )
+                connection.credentials = self._credentials
                 self._shake_hands(connection, name)
             return connection
         except TimeoutError as error:
@@ -363,7 +414,7 @@ class RelayWorker(GeventWorker):
         if victim is None:
             return False
         self._members.discard(victim)
-        victim.interrupt("idle, and its place was needed")
+        victim.interrupt(_Ended("idle, and its place was needed"))
         return True
 
     def _refuse(self, peer: str, reason: str, detail: str) -> None:
@@ -374,7 +425,7 @@ class RelayWorker(GeventWorker):
         """End pauses that last too long, and sum up refusals; ends with the process."""
         while True:
             gevent.sleep(_LOOK_EVERY)
-            now = time.monotonic()
+            now, today = time.monotonic(), time.time()
             self._refusals.tick(now)
             limits = {
                 _Pause.REQUEST: KEEP_ALIVE if self.alive else _IDLE,
@@ -382,8 +433,13 @@ class RelayWorker(GeventWorker):
             }
             for connection in list(self._members):
                 pause = connection.pause
-                if pause is not None and now - connection.paused_at > limits[pause]:
-                    connection.interrupt(f"waited for {pause.value}")
+                refusal = connection.find_refusal(today)
+                if pause is None:  # its next request is refused
+                    continue
+                if refusal:
+                    connection.interrupt(_NoLonger(f"certificate of {connection.label}: {refusal}"))
+                elif now - connection.paused_at > limits[pause]:
+                    connection.interrupt(_Ended(f"waited for {pause.value}"))
 
     @contextlib.contextmanager
     def timeout_ctx(self) -> Iterator[None]:  # type: ignore[override] # gunicorn's hints lack it
@@ -392,15 +448,17 @@ class RelayWorker(GeventWorker):
         connection.begin_pause()
         try:
             yield
-        except _Ended:
-            self._note_end(connection, address)
+        except _Ended as end:
+            self._note_end(connection, address, end)
         finally:
             connection.end_pause()
 
-    def _note_end(self, connection: _Connection, address: str) -> None:
+    def _note_end(self, connection: _Connection, address: str, end: _Ended) -> None:
         slow = connection.pause is _Pause.REST_OF_HEAD
         connection.end_pause()  # what is said now is not to be interrupted
-        if slow:
+        if isinstance(end, _NoLonger):
+            self._refuse(address, "no-longer", str(end))
+        elif slow:
             self._refuse(address, "too-slow", "head of a request not there in time")
             _say_too_slow(connection)
 

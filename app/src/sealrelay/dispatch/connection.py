@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -14,8 +15,10 @@ import msgspec
 
 from sealrelay.config import ServerAddress, split_url
 from sealrelay.dispatch.decisions import Message
-from sealrelay.identity import Identity, IdentityRefused
-from sealrelay.tls import describe_tls_error, peer_identity
+from sealrelay.identity import Identity, IdentityRefused, identify_certificate
+from sealrelay.reload import Credentials
+from sealrelay.tls import describe_tls_error, peer_certificate
+from sealrelay.trust import read_leaf
 from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, Outcome
 
 T = TypeVar("T")
@@ -54,12 +57,19 @@ class ServerConnection:
     Not to be used by two greenlets at once.
     """
 
-    def __init__(self, address: ServerAddress, identity: Identity, context: ssl.SSLContext) -> None:
+    def __init__(
+        self, address: ServerAddress, identity: Identity, credentials: Credentials
+    ) -> None:
         self._host, self._port = split_url(address.url)
         self._authority = urlsplit(address.url).netloc
         self._identity = identity
-        self._context = context
+        self._credentials = credentials
         self._sock: ssl.SSLSocket | None = None
+        self._generation = 0
+        """That of the credentials with which this was connected."""
+        self._ends = 0.0
+        """When the server's leaf expires, in seconds since the epoch."""
+        self._is_busy = False
 
     def send_batch(self, batch: Sequence[Message], timeout: float) -> list[Outcome]:
         """Have a batch stored; an outcome for each message, in their order.
@@ -90,11 +100,20 @@ class ServerConnection:
             self._sock.close()
             self._sock = None
 
+    def renew(self) -> None:
+        """Connect anew before the next request: what the connection rests on has changed."""
+        if not self._is_busy and self._sock is not None and not self._is_good():
+            self.close()
+
+    def _is_good(self) -> bool:
+        return self._generation == self._credentials.generation and time.time() < self._ends
+
     def _exchange(
         self, method: str, path: str, body: bytes, kind: type[T], timeout: float
     ) -> tuple[int, T | None]:
         """The answer's status and content; no content where the request itself is refused."""
         expired = gevent.Timeout(timeout)
+        self._is_busy = True
         try:
             with expired:
                 try:
@@ -126,8 +145,13 @@ class ServerConnection:
         except msgspec.MsgspecError:
             self.close()
             raise ServerFailed(f"answered {path} in an unknown form") from None
+        finally:
+            self._is_busy = False
+            self.renew()
 
     def _request(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        if self._sock is not None and not self._is_good():
+            self.close()
         reused = self._sock is not None
         sock = self._sock or self._connect()
         head = (
@@ -152,11 +176,16 @@ class ServerConnection:
     def _connect(self) -> ssl.SSLSocket:
         plain = socket.create_connection((self._host, self._port))
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._sock = sock = self._context.wrap_socket(
+        self._generation = self._credentials.generation
+        self._sock = sock = self._credentials.client_context.wrap_socket(
             plain, server_hostname=self._host, do_handshake_on_connect=False
         )
         sock.do_handshake()  # where it fails or takes too long, ``_exchange`` closes the connection
-        identity = peer_identity(sock)
+        der = peer_certificate(sock)
+        leaf = read_leaf(der)
+        self._credentials.check(leaf)
+        self._ends = leaf.ends
+        identity = identify_certificate(der)
         if identity != self._identity:
             raise IdentityRefused(f"it is {identity}, not {self._identity}")
         return sock

@@ -51,6 +51,7 @@ class Relay:
         self._attempt_timeout = attempt_timeout
         self._probe_interval = probe_interval
         self._inboxes: dict[Lane, SimpleQueue[Attempt]] = {}
+        self._connections: list[ServerConnection] = []
         self._answers: dict[Message, AsyncResult[Outcome]] = {}
 
     def start(self) -> None:
@@ -65,6 +66,11 @@ class Relay:
         for server in self._urls:
             gevent.spawn(self._run_probe, server)
         gevent.spawn(self._look_out)
+
+    def renew_connections(self) -> None:
+        """What is shown to servers, or believed of them, has changed: connect to them anew."""
+        for connection in self._connections:
+            connection.renew()
 
     def deliver(self, message: Message) -> Outcome:
         """Get a message stored; returns what a server said of it.
@@ -91,8 +97,13 @@ class Relay:
             self._observer.sent(attempt)
             self._inboxes[attempt.lane].put(attempt)
 
+    def _open(self, server: str) -> ServerConnection:
+        connection = self._connect(server)
+        self._connections.append(connection)
+        return connection
+
     def _run_lane(self, lane: Lane) -> None:
-        connection = self._connect(lane.server)
+        connection = self._open(lane.server)
         inbox = self._inboxes[lane]
         while True:
             attempt = inbox.get()
@@ -151,7 +162,7 @@ class Relay:
         self._observer.failed(attempt, str(failure), timed_out=failure.timed_out)
 
     def _run_probe(self, server: str) -> None:
-        connection = self._connect(server)
+        connection = self._open(server)
         while True:
             gevent.sleep(self._probe_interval)
             began = time.monotonic()
