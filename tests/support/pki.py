@@ -50,13 +50,14 @@ class Authority:
     key: ec.EllipticCurvePrivateKey = field(
         default_factory=lambda: ec.generate_private_key(ec.SECP256R1())
     )
+    signs_crls: bool = True
 
     def __post_init__(self) -> None:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)])
         builder = _builder(subject, subject, self.key.public_key(), -_HOUR, 24 * _HOUR)
         self.certificate = (
             builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(certificates=True), critical=True)
+            .add_extension(_key_usage(certificates=True, crls=self.signs_crls), critical=True)
             .sign(self.key, hashes.SHA256())
         )
 
@@ -169,11 +170,12 @@ def _builder(
     )
 
 
-def _key_usage(*, certificates: bool) -> x509.KeyUsage:
+def _key_usage(*, certificates: bool, crls: bool | None = None) -> x509.KeyUsage:
+    """``crls``: as ``certificates``, unless it is said."""
     return x509.KeyUsage(
         digital_signature=not certificates,
         key_cert_sign=certificates,
-        crl_sign=certificates,
+        crl_sign=certificates if crls is None else crls,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,

@@ -333,6 +333,21 @@ def test_missing_or_wrong_tls_file_is_told(server: Path, name: str) -> None:
     assert "run the playbook" in line
 
 
+def test_crl_is_checked_where_there_is_one(server: Path, authority: Authority) -> None:
+    _edit(server, "[tls]", '[tls]\ncrl = "crl.pem"')
+    crl = server.parent / "crl.pem"
+    assert f"{crl}: tls.crl of {server}: No such file" in _refusal(server)
+    crl.write_text("not PEM")
+    assert f"{crl}: tls.crl of {server}: not a CRL in PEM; run the playbook" in _refusal(server)
+    crl.write_bytes(Authority().make_crl())
+    assert "the CRL is not signed by a CA that is trusted" in _refusal(server)
+    crl.write_bytes(authority.make_crl())
+    settings = load_settings(server, ServerSettings)
+    assert (settings.tls.crl, settings.tls.crl_expired) == (str(crl), "accept")
+    _edit(server, "[tls]", '[tls]\ncrl_expired = "ignore"')
+    assert f"{server}: tls.crl_expired: " in _refusal(server)
+
+
 def test_key_of_another_certificate_is_refused(server: Path, client: Path) -> None:
     (server.parent / "key.pem").write_bytes((client.parent / "key.pem").read_bytes())
     assert "key and certificate do not fit" in _refusal(server)
