@@ -8,13 +8,12 @@ import datetime
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sealrelay.client import Client
 from sealrelay.config import CoordinatorSettings, ServerAddress, load_settings
@@ -77,91 +76,6 @@ def refused_in_handshake(service: Service, context: ssl.SSLContext) -> ssl.SSLEr
     return refused.value
 
 
-def test_peer_without_certificate_is_refused(deployment: Deployment, service: Service) -> None:
-    context = make_context(good_leaf(deployment, service), with_leaf=False)
-    alert = refused_in_handshake(service, context)
-    assert alert.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
-    assert_good_peer_gets_in(deployment, service)
-
-
-def _foreign(deployment: Deployment, uri: str) -> tuple[Authority, Leaf]:
-    return Authority(name=deployment.authority.name), Leaf([uri])
-
-
-def _self_signed(deployment: Deployment, uri: str) -> tuple[Authority, Leaf]:
-    return Authority(name="client1"), Leaf([uri])
-
-
-def _expired(deployment: Deployment, uri: str) -> tuple[Authority, Leaf]:
-    return deployment.authority, Leaf([uri], starts=-2 * _HOUR, ends=-_HOUR / 60)
-
-
-def _not_yet_valid(deployment: Deployment, uri: str) -> tuple[Authority, Leaf]:
-    return deployment.authority, Leaf([uri], starts=_HOUR, ends=2 * _HOUR)
-
-
-def _server_usage_only(deployment: Deployment, uri: str) -> tuple[Authority, Leaf]:
-    return deployment.authority, Leaf([uri], usages=[ExtendedKeyUsageOID.SERVER_AUTH])
-
-
-Make = Callable[[Deployment, str], tuple[Authority, Leaf]]
-
-
-@pytest.mark.parametrize(
-    ("make", "alert"),
-    [
-        (_foreign, {"TLSV1_ALERT_UNKNOWN_CA", "TLSV1_ALERT_DECRYPT_ERROR"}),
-        (_self_signed, {"TLSV1_ALERT_UNKNOWN_CA"}),
-        (_expired, {"SSLV3_ALERT_CERTIFICATE_EXPIRED"}),
-        (_not_yet_valid, {"SSLV3_ALERT_BAD_CERTIFICATE"}),
-        (_server_usage_only, {"SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"}),
-    ],
-)
-def test_certificate_that_is_not_valid_is_refused(
-    deployment: Deployment, service: Service, tmp_path: Path, make: Make, alert: set[str]
-) -> None:
-    """The identity in it is right, all that differs is what the name of the case says."""
-    uri = GOOD_URI if service is deployment.coordinator else COORDINATOR_URI
-    good = deployment.authority.issue(tmp_path / "good", Leaf([uri]))
-    assert send_to(deployment, service, good).status == 200
-    authority, leaf = make(deployment, uri)
-    folder = authority.issue(tmp_path / "bad", leaf)
-    (folder / "ca.pem").write_bytes(deployment.authority.pem)
-    refusal = refused_in_handshake(service, make_context(folder))
-    assert refusal.reason in alert
-    wait_until(lambda: "Refused 127.0.0.1: " in service.log, "the refusal is logged")
-    assert_good_peer_gets_in(deployment, service)
-
-
-def test_leaf_made_by_a_leaf_is_refused(
-    deployment: Deployment, service: Service, tmp_path: Path
-) -> None:
-    """pathlen:0 and CA:FALSE: whoever holds a leaf cannot make identities."""
-    uri = GOOD_URI if service is deployment.coordinator else COORDINATOR_URI
-    below = Authority(name="intermediate")
-    signed = deployment.authority.sign_authority(below)
-    folder = below.issue(tmp_path / "bad", Leaf([uri]))
-    with (folder / "cert.pem").open("ab") as chain:
-        chain.write(signed)
-    (folder / "ca.pem").write_bytes(deployment.authority.pem)
-    refusal = refused_in_handshake(service, make_context(folder))
-    assert "ALERT" in str(refusal.reason)
-    assert_good_peer_gets_in(deployment, service)
-
-
-@pytest.mark.parametrize("maximum", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_only_tls_1_3_is_spoken(
-    deployment: Deployment, service: Service, maximum: ssl.TLSVersion
-) -> None:
-    context = make_context(good_leaf(deployment, service))
-    context.maximum_version = maximum
-    if maximum is ssl.TLSVersion.TLSv1_3:
-        assert send_to(deployment, service, context).status == 200
-    else:
-        refusal = refused_in_handshake(service, context)
-        assert refusal.reason == "TLSV1_ALERT_PROTOCOL_VERSION"
-
-
 def test_no_session_is_given_that_would_skip_the_certificate_check(
     deployment: Deployment, service: Service
 ) -> None:
@@ -184,41 +98,6 @@ def test_plain_http_is_not_spoken(deployment: Deployment, service: Service) -> N
                 answer += chunk
     assert b"HTTP" not in answer
     assert_good_peer_gets_in(deployment, service)
-
-
-@pytest.mark.parametrize(
-    ("uris", "fact"),
-    [
-        ([], "0 URI SANs"),
-        (["{good}", "{good}"], "2 URI SANs"),
-        (["{good}", spiffe_id("server", "server1")], "2 URI SANs"),
-        (["{upper}"], "not of the form"),
-        (["https://sealrelay.internal/client/client1"], "not of the form"),
-        ([spiffe_id("root", "client1")], "no role"),
-    ],
-)
-def test_certificate_without_one_identity_is_refused(
-    deployment: Deployment, service: Service, tmp_path: Path, uris: list[str], fact: str
-) -> None:
-    good = GOOD_URI if service is deployment.coordinator else COORDINATOR_URI
-    upper = good.replace("sealrelay.", "Sealrelay.")
-    leaf = Leaf([uri.format(good=good, upper=upper) for uri in uris])
-    answer = send_to(deployment, service, deployment.authority.issue(tmp_path, leaf))
-    assert_problem(answer, 403, "identity-refused")
-    assert fact in answer.json()["detail"]
-    own = deployment.authority.issue(tmp_path / "own", Leaf([good]))
-    assert send_to(deployment, service, own).status == 200
-
-
-def test_identity_of_another_trust_domain_is_refused(
-    deployment: Deployment, service: Service, tmp_path: Path
-) -> None:
-    uri = GOOD_URI if service is deployment.coordinator else COORDINATOR_URI
-    other = Leaf([uri.replace(TRUST_DOMAIN, "other.internal")])
-    answer = send_to(deployment, service, deployment.authority.issue(tmp_path / "other", other))
-    assert_problem(answer, 403, "role-not-allowed")
-    own = deployment.authority.issue(tmp_path / "own", Leaf([uri]))
-    assert send_to(deployment, service, own).status == 200
 
 
 @pytest.mark.parametrize("role", list(Role))
@@ -395,6 +274,7 @@ def client_towards(deployment: Deployment, *ports: int) -> Iterator[Client]:
     [
         (Leaf([COORDINATOR_URI], hosts=["192.0.2.1", "localhost"]), "IP address mismatch"),
         (Leaf([COORDINATOR_URI], hosts=[]), "IP address mismatch"),
+        (Leaf([COORDINATOR_URI], hosts=["*", "*.0.0.1"]), "IP address mismatch"),
         (Leaf([COORDINATOR_URI], usages=CLIENT_ONLY), "purpose"),
         (Leaf([COORDINATOR_URI], starts=-2 * _HOUR, ends=-_HOUR / 60), "expired"),
         (Leaf([COORDINATOR_URI], starts=_HOUR, ends=2 * _HOUR), "not yet valid"),
@@ -407,6 +287,7 @@ def client_towards(deployment: Deployment, *ports: int) -> Iterator[Client]:
     ids=[
         "other host",
         "no host",
+        "wildcard",
         "client usage",
         "expired",
         "not yet valid",
@@ -429,6 +310,24 @@ def test_client_refuses_who_is_not_the_coordinator(
         client.send("hello")
     assert f"https://127.0.0.1:{port}" in str(refused.value)
     with client_towards(deployment, deployment.coordinator.port) as client:
+        assert client.send("hello").tries == 1
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.1"], ["localhost.example"], ["*"], ["*.localhost"]])
+def test_client_refuses_a_leaf_for_another_host_name(
+    deployment: Deployment, tmp_path: Path, hosts: list[str]
+) -> None:
+    config = deployment.client_config("client1").with_name("by-name.toml")
+    refusing = deployment.authority.issue(tmp_path / "bad", Leaf([COORDINATOR_URI], hosts=hosts))
+    with impostor(refusing) as port:
+        url = f"https://localhost:{port}"
+        deployment.write_client(config.parent, "client1", url, file=config.name)
+        with Client.from_file(config) as client, pytest.raises(CertificateRefused) as refused:
+            client.send("hello")
+    assert "Hostname mismatch" in str(refused.value)
+    url = f"https://localhost:{deployment.coordinator.port}"
+    deployment.write_client(config.parent, "client1", url, file=config.name)
+    with Client.from_file(config) as client:
         assert client.send("hello").tries == 1
 
 

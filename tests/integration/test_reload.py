@@ -112,6 +112,7 @@ def test_new_certificate_and_key_are_shown_without_restart_or_lost_message(
     deployed: Deployment,
 ) -> None:
     processes = {service.name: service.processes for service in deployed.services}
+    told_coordinator = Told(deployed.coordinator)
     client = deployed.client_config("client1").parent
     stop, tries = threading.Event(), []
 
@@ -140,6 +141,7 @@ def test_new_certificate_and_key_are_shown_without_restart_or_lost_message(
         stop.set()
         sending.join()
     assert set(tries) == {1}
+    assert "failed" not in told_coordinator.text
     assert processes == {service.name: service.processes for service in deployed.services}
 
 

@@ -326,6 +326,49 @@ def test_lane_that_nobody_told_of_a_reload_is_not_used_again(deployed: Deploymen
         lane.send_batch([message_of(seal(deployed))], PATIENCE)
 
 
+def test_lane_heeds_a_crl_whose_successor_is_overdue(deployed: Deployment) -> None:
+    revoked = folder_of(deployed.servers[0])
+    put_file(
+        folder_of(deployed.coordinator) / "crl.pem",
+        deployed.authority.make_crl(revoked, starts=-2 * _HOUR, ends=-_HOUR),
+    )
+    lane = make_lane(
+        deployed, Credentials(load_settings(deployed.coordinator.config, CoordinatorSettings))
+    )
+    with pytest.raises(ServerFailed, match="it is revoked"):
+        lane.send_batch([message_of(seal(deployed))], PATIENCE)
+
+
+def connections_to(service: Service) -> set[int]:
+    """The ports of whoever is connected to a service, see proc(5)."""
+    there = f"{service.port:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {
+        int(line[1].partition(":")[2], 16)
+        for line in lines
+        if line[2].endswith(f":{there}") and line[3] == "01"
+    }
+
+
+def test_coordinator_connects_anew_after_a_reload_also_where_nothing_is_to_be_sent(
+    deployed: Deployment,
+) -> None:
+    with deployed.client() as client:
+        for _ in range(20):
+            client.send("opens lanes")
+    before = {server.name: connections_to(server) for server in deployed.servers}
+    assert all(len(connections) > 1 for connections in before.values())  # lanes, and the probe's
+    told = Told(deployed.coordinator)
+    put_file(folder_of(deployed.coordinator) / "crl.pem", deployed.authority.make_crl())
+    told.wait_for(_RELOADED, 1)
+    for server in deployed.servers:
+        wait_until(
+            lambda server=server: not before[server.name] & connections_to(server),  # type: ignore[misc]
+            "the old connections are closed",
+        )
+    assert "failed" not in told.text
+
+
 def test_lane_to_a_server_whose_leaf_expires_is_not_used_again(deployed: Deployment) -> None:
     server = deployed.servers[0]
     credentials = Credentials(load_settings(deployed.coordinator.config, CoordinatorSettings))
@@ -361,6 +404,14 @@ def test_client_with_a_crl_refuses_a_revoked_coordinator(deployed: Deployment) -
     assert sent.code == CertificateRefused.exit_code
     assert "the coordinator's certificate is refused: certificate verify failed" in sent.err
     assert "certificate revoked" in sent.err
+    # and where the next CRL is overdue, and TLS no longer looks at this one
+    overdue = deployed.authority.make_crl(
+        folder_of(deployed.coordinator), starts=-2 * _HOUR, ends=-_HOUR
+    )
+    put_file(folder / "crl.pem", overdue)
+    sent = run_main("send", "--config", str(config), "hello")
+    assert sent.code == CertificateRefused.exit_code
+    assert "this is not a coordinator of ours: it is revoked" in sent.err
 
 
 # When the next CRL is overdue

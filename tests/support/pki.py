@@ -39,6 +39,13 @@ class Leaf:
     starts: datetime.timedelta = -_HOUR
     ends: datetime.timedelta = _HOUR
     is_ca: bool = False
+    usage: x509.KeyUsage | None = None
+    """By default what suits a leaf, or a CA."""
+    other_names: Sequence[x509.GeneralName] = ()
+    names_issuer: bool = True
+    """By the identifier of its key, as RFC 5280 has it."""
+    critical: x509.ExtensionType | None = None
+    """Another extension."""
     key: Key = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
 
 
@@ -123,6 +130,7 @@ class Authority:
                 names.append(x509.IPAddress(ipaddress.ip_address(host)))
             except ValueError:
                 names.append(x509.DNSName(host))
+        names.extend(leaf.other_names)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, folder.name)])
         builder = _builder(
             subject, self.certificate.subject, key.public_key(), leaf.starts, leaf.ends
@@ -131,13 +139,14 @@ class Authority:
             builder.add_extension(
                 x509.BasicConstraints(ca=leaf.is_ca, path_length=None), critical=True
             )
-            .add_extension(_key_usage(certificates=leaf.is_ca), critical=True)
+            .add_extension(leaf.usage or _key_usage(certificates=leaf.is_ca), critical=True)
             .add_extension(x509.ExtendedKeyUsage(leaf.usages), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
-                critical=False,
-            )
         )
+        if leaf.names_issuer:
+            issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+            builder = builder.add_extension(issuer, critical=False)
+        if leaf.critical is not None:
+            builder = builder.add_extension(leaf.critical, critical=True)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self.key, hashes.SHA256())

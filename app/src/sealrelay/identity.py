@@ -109,10 +109,15 @@ def parse_identity(uri: str) -> Identity:
 def identify_certificate(der: bytes) -> Identity:
     """Read the identity of a leaf that TLS has already verified; ``der`` is its DER encoding.
 
-    Raises IdentityRefused unless the leaf has exactly one URI SAN and that is an identity of ours.
+    Raises IdentityRefused unless the leaf has exactly one URI SAN and that is an identity of ours,
+    and for a CA's certificate: one key does not both make identities and have one (X509-SVID §4.1).
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
+        is_ca = any(
+            isinstance(extension.value, x509.BasicConstraints) and extension.value.ca
+            for extension in certificate.extensions
+        )
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     except x509.ExtensionNotFound:
@@ -124,6 +129,8 @@ def identify_certificate(der: bytes) -> Identity:
         x509.UnsupportedGeneralNameType,
     ):
         raise IdentityRefused("the certificate cannot be read") from None
+    if is_ca:
+        raise IdentityRefused("the certificate is a CA's")
     if len(uris) != 1:
         raise IdentityRefused(f"the certificate has {len(uris)} URI SANs instead of one")
     return parse_identity(uris[0])
