@@ -32,12 +32,15 @@ _MOST_PER_SECOND = 8000
 PARTS = (
     ("waiting", ("gevent/_threading.py", "Hub.run (gevent")),
     ("TLS", ("gevent/ssl.py", "(ssl.py")),
-    ("log lines", ("(logging/",)),
+    ("log lines", ("(logging/", "(sealrelay/journal")),
     ("Fernet", ("(cryptography/fernet",)),
     ("the store", ("(sealrelay/store/", "(sqlalchemy/")),
     ("HTTP to the servers", ("(sealrelay/dispatch/connection", "(http/")),
     ("dispatch", ("(sealrelay/dispatch/",)),
-    ("admission and bodies", ("(sealrelay/web", "(sealrelay/tls", "(sealrelay/seal")),
+    (
+        "admission and bodies",
+        ("(sealrelay/web", "(sealrelay/tls", "(sealrelay/trust", "(sealrelay/seal"),
+    ),
     ("HTTP from the peers", ("(sealrelay/quick", "(gunicorn/", "(sealrelay/worker")),
     ("the rest of the application", ("(sealrelay/", "(flask/", "(werkzeug/")),
 )
