@@ -65,6 +65,12 @@ class NotHealthy(SealrelayError):
     exit_code = 10
 
 
+class NotBorneOut(SealrelayError):
+    """The store does not hold what a history says that it must."""
+
+    exit_code = 11
+
+
 class Outdated(SealrelayError):
     """The running service, or the store's schema, is older than what is installed on disk."""
 

@@ -25,6 +25,7 @@ Exit codes:
   9  the running service is older than what is installed (probe --current), or the store's schema
      (migrate --check)
   10 a part of the deployment is not healthy, or cannot be asked (status)
+  11 the store does not hold what a history says that it must (verify)
 """
 
 
@@ -34,6 +35,8 @@ _COMMANDS = {
     "migrate": "sealrelay.cli.migrate:migrate",
     "prune": "sealrelay.cli.prune:prune",
     "status": "sealrelay.cli.status:status",
+    "load": "sealrelay.cli.load:load",
+    "verify": "sealrelay.cli.verify:verify",
     "keygen": "sealrelay.cli.services:keygen",
     "check-config": "sealrelay.cli.services:check_config",
     "probe": "sealrelay.cli.services:probe",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +19,7 @@ from sealrelay.text import escape_text
 
 SERVERS = Path("/etc/sealrelay/servers")
 
-_config_option = click.option(
+config_option = click.option(
     "--config",
     "path",
     type=FILE,
@@ -27,7 +27,7 @@ _config_option = click.option(
     help=f"A server's settings file. Default: the first in {SERVERS}.",
 )
 _client_option = click.option("--client", metavar="NAME", help="Only messages of this client.")
-_json_option = click.option(
+json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object a line, for programs."
 )
 
@@ -41,29 +41,29 @@ def messages() -> None:
 
 
 @messages.command("count")
-@_config_option
+@config_option
 @_client_option
 def count_messages(path: Path | None, client: str | None) -> None:
     """Print how many messages are stored."""
-    with _opened(path) as (store, _):
+    with opened(path) as (store, _):
         click.echo(store.count(client))
 
 
 @messages.command("list")
-@_config_option
+@config_option
 @_client_option
-@_json_option
+@json_option
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many, the newest.")
 def list_messages(path: Path | None, client: str | None, as_json: bool, limit: int | None) -> None:
     """List stored messages, oldest first, with their text."""
-    with _opened(path) as (store, keyrings):
+    with opened(path) as (store, keyrings):
         for record in store.newest(client, limit):
             _print(record, keyrings, as_json)
 
 
 @messages.command("show")
-@_config_option
-@_json_option
+@config_option
+@json_option
 @click.argument("message_id", metavar="ID")
 def show_message(path: Path | None, as_json: bool, message_id: str) -> None:
     """Show the stored message of this id (64 hexadecimal digits)."""
@@ -73,7 +73,7 @@ def show_message(path: Path | None, as_json: bool, message_id: str) -> None:
         key = b""
     if len(key) != 32:
         raise click.BadParameter("A message id has 64 hexadecimal digits.", param_hint="ID")
-    with _opened(path) as (store, keyrings):
+    with opened(path) as (store, keyrings):
         record = store.get(key)
         if record is None:
             raise NotStored(f"no message {message_id} is stored here")
@@ -81,7 +81,7 @@ def show_message(path: Path | None, as_json: bool, message_id: str) -> None:
 
 
 @contextmanager
-def _opened(path: Path | None) -> Iterator[tuple[SqlStore, dict[str, Keyring]]]:
+def opened(path: Path | None) -> Iterator[tuple[SqlStore, dict[str, Keyring]]]:
     """The store of a server on this host, read-only, and its keyrings."""
     path = path or _first_server()
     settings = load_settings(path, ServerSettings)
@@ -108,7 +108,8 @@ def _first_server() -> Path:
 
 
 def _print(record: Record, keyrings: dict[str, Keyring], as_json: bool) -> None:
-    text = _open(record, keyrings)
+    plaintext = open_text(record, keyrings)
+    text = None if plaintext is None else plaintext.decode("utf-8", errors="backslashreplace")
     sealed = datetime.fromtimestamp(record.sealed_at, timezone.utc)
     if as_json:
         line = {
@@ -128,13 +129,12 @@ def _print(record: Record, keyrings: dict[str, Keyring], as_json: bool) -> None:
     )
 
 
-def _open(record: Record, keyrings: dict[str, Keyring]) -> str | None:
-    """The text of a stored message, however old, or None when its client's keys do not open it."""
+def open_text(record: Record, keyrings: Mapping[str, Keyring]) -> bytes | None:
+    """What a stored message says, however old, or None when its client's keys do not open it."""
     keyring = keyrings.get(record.client)
     if keyring is None:
         return None
     try:
-        plaintext = keyring.open(parse_token(record.token))
+        return keyring.open(parse_token(record.token))
     except TokenNotOpened:
         return None
-    return plaintext.decode("utf-8", errors="backslashreplace")

@@ -63,7 +63,7 @@ def send(
     if not texts and file is None:
         raise click.UsageError("Nothing to send: give TEXT, - for standard input, or --file FILE.")
     client = Client.from_file(
-        _settings_file(name, path),
+        find_settings(name, path),
         on_retry=lambda reason: click.echo(f"sealrelay: {reason}", err=True) if verbose else None,
     )
     accepted = 0
@@ -77,7 +77,8 @@ def send(
             raise type(error)(f"[{client.name}] {error} ({accepted} accepted before)") from None
 
 
-def _settings_file(name: str | None, path: Path | None) -> Path:
+def find_settings(name: str | None, path: Path | None) -> Path:
+    """The settings file of the client that a user named. Raises UsageError and BadParameter."""
     if (name is None) == (path is None):
         raise click.UsageError("Say who sends: --client NAME, or --config FILE.")
     if path is not None:

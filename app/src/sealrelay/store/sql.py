@@ -182,14 +182,33 @@ class SqlStore:
         if client is not None:
             query = query.where(messages.c.client == client)
         start = None if limit is None else self._nth_newest(query, limit)
-        query = query.order_by(messages.c.received_at, messages.c.id).limit(_WINDOW)
-        following = query if start is None else query.where(_after(start, included=True))
+        yield from self._list(
+            query, query if start is None else query.where(_after(start, included=True))
+        )
+
+    def since(self, received_at: int) -> Iterator[Record]:
+        """The messages received since a time (ms since the epoch), oldest first.
+
+        Reads some at a time, each time in a transaction of its own. Raises StoreError.
+        """
+        query = select(*_RECORD)
+        return self._list(query, query.where(messages.c.received_at >= received_at))
+
+    def _list(self, query: Select[Any], first: Select[Any]) -> Iterator[Record]:
+        """What ``first`` finds, and all that comes after it in ``query``, oldest first."""
+
+        def ordered(part: Select[Any]) -> Select[Any]:
+            return part.order_by(messages.c.received_at, messages.c.id).limit(_WINDOW)
+
+        following = ordered(first)
         while True:
             window = [Record(*row) for row in self._run(_fetch(following))]
             yield from window
             if len(window) < _WINDOW:
                 return
-            following = query.where(_after((window[-1].received_at, window[-1].message_id)))
+            following = ordered(
+                query.where(_after((window[-1].received_at, window[-1].message_id)))
+            )
 
     def get(self, message_id: bytes) -> Record | None:
         """The message of that id, or None. Raises StoreError."""
