@@ -1,0 +1,66 @@
+"""``python -m tests.support.broken FLAW server --config FILE``: a server with one flaw built in.
+
+What proves that nothing is lost or doubled must see it when something is: each flaw is one that a
+plausible mistake would make.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import gevent
+
+from sealrelay import cli, serving
+from sealrelay.store.records import Record, Stored
+
+
+def acknowledge_before_commit() -> None:
+    """Messages are acknowledged as soon as they are there, and committed a little later."""
+    from sealrelay.store.group import GroupCommit
+
+    commit = GroupCommit.add
+
+    def add(self: GroupCommit, records: Sequence[Record]) -> list[Stored]:
+        gevent.spawn_later(0.3, commit, self, records)
+        return [Stored(replayed=False, server=record.server) for record in records]
+
+    GroupCommit.add = add  # type: ignore[method-assign]
+
+
+def forget_ids() -> None:
+    """Messages are stored under ids that have nothing to do with their tokens: a repeat is news."""
+    from sealrelay.store.sql import SqlStore
+
+    store = SqlStore.add
+
+    def add(self: SqlStore, records: Sequence[Record]) -> list[Stored]:
+        return store(self, [replace(record, message_id=os.urandom(32)) for record in records])
+
+    SqlStore.add = add  # type: ignore[method-assign]
+
+
+FLAWS: dict[str, Callable[[], None]] = {
+    "acknowledge-before-commit": acknowledge_before_commit,
+    "forget-ids": forget_ids,
+}
+
+
+def main() -> None:
+    build_in = FLAWS[sys.argv.pop(1)]
+    load = serving._Service.load
+
+    def load_flawed(self: serving._Service) -> Callable[..., Any]:
+        # in the worker, after gevent has patched what the store imports
+        build_in()
+        return load(self)
+
+    serving._Service.load = load_flawed  # type: ignore[method-assign]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
