@@ -27,7 +27,7 @@ _RATE = 400
 """Samples a second."""
 _WARM_UP = 1.0
 _PATIENCE = 30.0
-_MOST_PER_SECOND = 8000
+_MOST_PER_SECOND = 16_000
 
 PARTS = (
     ("waiting", ("gevent/_threading.py", "Hub.run (gevent")),
