@@ -25,7 +25,7 @@ import msgspec
 
 from benchmarks.spec import Answer, ClientFiles, LoadResult, LoadSpec
 from sealrelay.seal import parse_keyring
-from sealrelay.tls import TlsFiles, make_client_context
+from sealrelay.tls import TlsFiles, TlsSet
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
@@ -291,7 +291,7 @@ class Generator:
 
 def _context(folder: str) -> ssl.SSLContext:
     files = {name: str(Path(folder, f"{name}.pem")) for name in ("cert", "key", "ca")}
-    return make_client_context(msgspec.convert(files, TlsFiles))
+    return TlsSet(msgspec.convert(files, TlsFiles)).make_client_context()
 
 
 def _render(spec: LoadSpec, client: ClientFiles) -> list[Request]:

@@ -22,7 +22,7 @@ from sealrelay.dispatch.connection import ServerConnection, ServerFailed
 from sealrelay.errors import CertificateRefused
 from sealrelay.identity import MAY_CALL, Endpoint, Identity, Role
 from sealrelay.reload import Credentials
-from sealrelay.tls import TlsFiles, make_server_context
+from sealrelay.tls import TlsFiles, TlsSet
 from tests.integration.test_messages import assert_problem, seal
 from tests.support.deployment import PATIENCE, Deployment, Service, wait_until
 from tests.support.http import Answer, ask, make_context, open_connection, post_json
@@ -416,7 +416,7 @@ def test_impostor_of_a_server_gets_no_message_and_the_right_ones_get_them_all(
 
 
 def test_our_own_contexts_hold_what_these_tests_rely_on(deployment: Deployment) -> None:
-    context = make_server_context(tls_files(deployment.servers[0].config.parent))
+    context = TlsSet(tls_files(deployment.servers[0].config.parent)).make_server_context()
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.minimum_version is ssl.TLSVersion.TLSv1_3
     assert context.verify_flags & ssl.VERIFY_X509_STRICT

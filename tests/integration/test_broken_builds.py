@@ -28,6 +28,12 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
     made.stop()
 
 
+def deploy_flawed(deployment: Deployment, flaw: str) -> None:
+    for server in deployment.servers:
+        start_flawed(server, flaw)
+    deployment.coordinator.start()
+
+
 def start_flawed(service: Service, flaw: str) -> None:
     _, _, _, *rest = service.command
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(service.config.parent)}
@@ -69,9 +75,7 @@ def wait_for_sent(history: Path, more: int) -> None:
 def test_build_that_acknowledges_before_it_commits_loses_messages(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    for server in deployment.servers:
-        start_flawed(server, "acknowledge-before-commit")
-    deployment.coordinator.start()
+    deploy_flawed(deployment, "acknowledge-before-commit")
     history = tmp_path / "history"
     with load(deployment, history):
         for number in range(4):
@@ -91,9 +95,7 @@ def test_build_that_acknowledges_before_it_commits_loses_messages(
 def test_build_that_forgets_ids_stores_what_is_hedged_twice(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    for server in deployment.servers:
-        start_flawed(server, "forget-ids")
-    deployment.coordinator.start()
+    deploy_flawed(deployment, "forget-ids")
     history = tmp_path / "history"
     with load(deployment, history):
         for number in range(_FAULTS):

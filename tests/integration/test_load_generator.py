@@ -16,7 +16,7 @@ import pytest
 from benchmarks.load import make_load
 from benchmarks.spec import ClientFiles, LoadResult, LoadSpec
 from sealrelay.seal import generate_keyring
-from sealrelay.tls import TlsFiles, make_server_context
+from sealrelay.tls import TlsFiles, TlsSet
 from tests.support.pki import CLIENT_ONLY, Authority, Leaf, spiffe_id
 
 Serve = Callable[[BaseHTTPRequestHandler], None]
@@ -65,7 +65,7 @@ def serve(folder: Path, answer: Serve) -> Iterator[int]:
             pass
 
     with _Server(("127.0.0.1", 0), Handler) as server:
-        server.context = make_server_context(msgspec.convert(files, TlsFiles))
+        server.context = TlsSet(msgspec.convert(files, TlsFiles)).make_server_context()
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:

@@ -24,6 +24,14 @@ def _logging_as_before() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture
+def _gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines go to the journal, those of a turn in one go."""
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    configure_logging("info")
+    gather_lines()
+
+
 def test_lines_for_a_terminal_have_time_and_level(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,12 +63,10 @@ def test_every_line_for_the_journal_has_its_priority(
     assert all(line.startswith("<3>") for line in lines[4:])
 
 
+@pytest.mark.usefixtures("_gathering")
 def test_lines_of_one_turn_are_written_together_at_its_end(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    configure_logging("info")
-    gather_lines()
     _log.info("first")
     _log.info("second")
     assert capsys.readouterr().err == ""
@@ -71,12 +77,10 @@ def test_lines_of_one_turn_are_written_together_at_its_end(
     assert capsys.readouterr().err == "<6>third\n"
 
 
+@pytest.mark.usefixtures("_gathering")
 def test_warning_is_written_at_once_after_what_was_said_before(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    configure_logging("info")
-    gather_lines()
     _log.info("before")
     _log.warning("now")
     assert capsys.readouterr().err == "<6>before\n<4>now\n"
@@ -87,12 +91,10 @@ def test_warning_is_written_at_once_after_what_was_said_before(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("_gathering")
 def test_other_threads_write_at_once(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    configure_logging("info")
-    gather_lines()
     _log.info("kept")
     thread = Thread(target=_log.info, args=("from elsewhere",))
     thread.start()

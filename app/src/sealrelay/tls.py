@@ -181,16 +181,6 @@ def _keep_in_memory(data: bytes) -> Iterator[str]:
         os.close(descriptor)
 
 
-def make_server_context(files: TlsFiles) -> ssl.SSLContext:
-    """Context for the accepting side, of files as they are now. Raises TlsRefused."""
-    return TlsSet(files).make_server_context()
-
-
-def make_client_context(files: TlsFiles) -> ssl.SSLContext:
-    """Context for the connecting side, of files as they are now. Raises TlsRefused."""
-    return TlsSet(files).make_client_context()
-
-
 def peer_certificate(sock: ssl.SSLSocket) -> bytes:
     """The certificate (DER) at the other end. Raises IdentityRefused when there is none."""
     der = sock.getpeercert(binary_form=True)

@@ -23,6 +23,15 @@ from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, Outcome
 
 T = TypeVar("T")
 
+_HEAD = re.compile(
+    rb"HTTP/1\.1 (?P<status>[1-5][0-9]{2}) [\x20-\x7e]*\r\n"
+    rb"(?P<fields>(?:[A-Za-z0-9-]+:[\x20-\x7e]*\r\n){0,40})"
+    rb"\r\n"
+)
+_LENGTH = re.compile(rb"^content-length: *([0-9]{1,9}) *\r$", re.IGNORECASE | re.MULTILINE)
+_CLOSES = re.compile(rb"^connection: *close *\r$", re.IGNORECASE | re.MULTILINE)
+_LARGEST_HEAD = 16384
+
 
 class ServerFailed(Exception):
     """The server did not answer as a server does; the text says how, in one phrase.
@@ -139,10 +148,7 @@ class ServerConnection:
         except OSError as error:
             self.close()
             raise ServerFailed(error.strerror or str(error) or type(error).__name__) from None
-        except _NotUnderstood:
-            self.close()
-            raise ServerFailed(f"answered {path} in an unknown form") from None
-        except msgspec.MsgspecError:
+        except (_NotUnderstood, msgspec.MsgspecError):
             self.close()
             raise ServerFailed(f"answered {path} in an unknown form") from None
         finally:
@@ -189,16 +195,6 @@ class ServerConnection:
         if identity != self._identity:
             raise IdentityRefused(f"it is {identity}, not {self._identity}")
         return sock
-
-
-_HEAD = re.compile(
-    rb"HTTP/1\.1 (?P<status>[1-5][0-9]{2}) [\x20-\x7e]*\r\n"
-    rb"(?P<fields>(?:[A-Za-z0-9-]+:[\x20-\x7e]*\r\n){0,40})"
-    rb"\r\n"
-)
-_LENGTH = re.compile(rb"^content-length: *([0-9]{1,9}) *\r$", re.IGNORECASE | re.MULTILINE)
-_CLOSES = re.compile(rb"^connection: *close *\r$", re.IGNORECASE | re.MULTILINE)
-_LARGEST_HEAD = 16384
 
 
 def _read_answer(sock: ssl.SSLSocket) -> tuple[int, bytes, bool]:
