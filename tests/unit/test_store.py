@@ -109,6 +109,14 @@ def test_all_messages_are_listed_however_many_and_of_whatever_time(store: SqlSto
     assert list(store.newest(limit=5000)) == records
 
 
+def test_messages_since_a_time_are_listed_over_several_windows(store: SqlStore) -> None:
+    records = [make_record(number) for number in range(1200)]
+    store.add(records)
+    since = records[150].received_at
+    assert list(store.since(since)) == [each for each in records if each.received_at >= since]
+    assert list(store.since(records[-1].received_at + 1)) == []
+
+
 def test_listing_goes_on_while_messages_come_and_go(store: SqlStore) -> None:
     store.add([make_record(number) for number in range(1200)])
     listed = store.newest()
