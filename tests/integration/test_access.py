@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from sealrelay.client import Client
 from sealrelay.config import CoordinatorSettings, ServerAddress, load_settings
+from sealrelay.credentials import Credentials
 from sealrelay.dispatch import Message
 from sealrelay.dispatch.connection import ServerConnection, ServerFailed
 from sealrelay.errors import CertificateRefused
 from sealrelay.identity import MAY_CALL, Endpoint, Identity, Role
-from sealrelay.reload import Credentials
 from sealrelay.tls import TlsFiles, TlsSet
 from tests.integration.test_messages import assert_problem, seal
 from tests.support.deployment import PATIENCE, Deployment, Service, wait_until

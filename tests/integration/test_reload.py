@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from sealrelay.seal import generate_keyring
 from tests.integration.test_messages import seal
-from tests.support.deployment import Deployment, Service, put_file, wait_until
+from tests.support.command import run_main
+from tests.support.deployment import PATIENCE, Deployment, Service, put_file, wait_until
 from tests.support.http import ask, make_context, open_connection, post_json
 from tests.support.metrics import scrape
 from tests.support.pki import CLIENT_ONLY, Authority, Leaf, spiffe_id
@@ -143,6 +144,28 @@ def test_new_certificate_and_key_are_shown_without_restart_or_lost_message(
     assert set(tries) == {1}
     assert "failed" not in told_coordinator.text
     assert processes == {service.name: service.processes for service in deployed.services}
+
+
+def test_probe_waits_until_every_worker_uses_what_is_there(deployed: Deployment) -> None:
+    for service in deployed.services:
+        new = replace_leaf(deployed, service, "cert.pem", "key.pem")
+        probed = service.probe("--reloaded", "--wait", str(PATIENCE))
+        assert (probed.code, probed.err) == (0, "")
+        shown = {
+            shown_certificate(service, deployed.client_config("client1").parent) for _ in range(8)
+        }
+        assert shown == {(new / "cert.pem").read_text()}
+
+
+def test_probe_tells_that_what_is_there_is_not_used(deployed: Deployment) -> None:
+    server = deployed.servers[0]
+    # as good as the file that the service looks at
+    (folder_of(server) / "other.pem").write_bytes((folder_of(server) / "ca.pem").read_bytes())
+    config = server.config.with_name("other.toml")
+    config.write_text(server.config.read_text().replace("ca.pem", "other.pem"))
+    probed = run_main("probe", "--config", str(config), "--reloaded", "--wait", "2")
+    assert probed.code == 9
+    assert "server1 does not use the files that are there; see its log" in probed.err
 
 
 def test_kept_alive_connections_of_the_coordinator_are_made_anew(deployed: Deployment) -> None:

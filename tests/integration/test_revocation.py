@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from sealrelay.config import CoordinatorSettings, ServerAddress, load_settings
+from sealrelay.credentials import Credentials
 from sealrelay.dispatch import Message
 from sealrelay.dispatch.connection import ServerConnection, ServerFailed
 from sealrelay.errors import CertificateRefused
 from sealrelay.identity import Identity, Role
-from sealrelay.reload import Credentials
 from sealrelay.seal import Token
 from tests.integration.test_access import (
     COORDINATOR_URI,

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sealrelay import reload
+from sealrelay import credentials, reload
 from sealrelay.config import CoordinatorSettings, load_settings
+from sealrelay.credentials import Credentials
 from sealrelay.errors import ConfigError
-from sealrelay.reload import Credentials, Reloadable
+from sealrelay.reload import Reloadable, fingerprint, stamp_files
 from tests.support.deployment import Deployment
 
 
@@ -22,6 +23,7 @@ class Folder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.readings = 0
+        self.heard: list[str] = []
         self.on_read: Callable[[], object] = lambda: None
 
     def put(self, text: str, name: str = "a") -> None:
@@ -49,7 +51,7 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def files(folder: Folder) -> Reloadable[list[str]]:
-    return Reloadable("texts", folder.paths, folder.read)
+    return Reloadable("texts", folder.paths, folder.read, folder.heard.append)
 
 
 def test_change_is_taken_at_the_second_look_that_finds_the_same(
@@ -98,6 +100,26 @@ def test_what_is_wrong_is_told_once_for_each_change(
         assert told == [fact] * times
         assert folder.readings == 1 + times
     assert files.value == ["old"]
+    assert folder.heard == ["refused"] * 2
+    folder.put("good")
+    assert (files.look(), files.look(), folder.heard[2:]) == (False, True, ["ok"])
+
+
+def test_fingerprint_is_that_of_the_files_in_use(
+    folder: Folder, files: Reloadable[list[str]]
+) -> None:
+    def there() -> str:
+        return fingerprint(stamp_files(folder.paths()))
+
+    first = there()
+    assert fingerprint(files.in_use) == first
+    folder.put("old")  # the same text in another file: nobody has read that one
+    assert fingerprint(files.in_use) == first != there()
+    assert [files.look() for _ in range(2)]
+    assert fingerprint(files.in_use) == there()
+    folder.put("bad")
+    assert [files.look() for _ in range(2)]
+    assert fingerprint(files.in_use) != there()
 
 
 def test_what_was_wrong_is_tried_again_since_time_may_heal_it(
@@ -113,16 +135,16 @@ def test_crl_that_has_run_out_is_told_again_and_again_but_not_at_every_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     deployment = Deployment(tmp_path / "deployment")
-    assert reload._REMIND == 3600
+    assert credentials._REMIND == 3600
     deployment.publish_crl(starts=timedelta(hours=-2), ends=timedelta(hours=-1))
     settings = load_settings(deployment.coordinator.config, CoordinatorSettings)
-    credentials = Credentials(settings)
+    shown = Credentials(settings)
     for _ in range(9):
-        credentials.look()
+        shown.look()
     assert len([r for r in caplog.records if "has run out" in r.getMessage()]) == 1
     assert settings.tls.crl is not None
     assert settings.tls.crl in caplog.text
-    monkeypatch.setattr(reload, "_REMIND", 0.0)
+    monkeypatch.setattr(credentials, "_REMIND", 0.0)
     fresh = Credentials(settings)
     caplog.clear()
     for _ in range(3):

@@ -26,10 +26,11 @@ from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.poolmanager import PoolManager
 
-from sealrelay.config import ClientSettings, load_keyring, load_settings
+from sealrelay.config import ClientSettings, load_keyring, load_settings, load_tls
 from sealrelay.errors import CertificateRefused, MessageRefused, TokenRefused, Unreachable
 from sealrelay.identity import IdentityRefused, Role
-from sealrelay.seal import Keyring, Token
+from sealrelay.reload import LOOK_EVERY, Reloadable, stamp_files
+from sealrelay.seal import Token
 from sealrelay.tls import TlsSet, describe_tls_error
 
 _CONNECT_TIMEOUT = 3.0
@@ -37,6 +38,8 @@ _ANSWER_TIMEOUT = 12.0
 """Seconds; somewhat more than a coordinator's usual deadline, so that its answer is heard."""
 _REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")
 """OpenSSL's names of the alerts with which a peer refuses a certificate (RFC 8446, section 6.2)."""
+_LOOKS = 4
+"""Times to look at replaced files before giving up: two have to agree."""
 _PAUSE = (0.05, 1.0)
 """Seconds between rounds over all coordinators: the first pause, and the longest."""
 
@@ -70,26 +73,27 @@ class Client:
     def __init__(
         self,
         settings: ClientSettings,
-        keyring: Keyring,
         *,
         on_retry: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """``on_retry`` hears, in one line each, of tries that failed and will be repeated."""
+        """``on_retry`` hears, in one line each, of tries that failed and will be repeated.
+
+        The files that the settings name are read now, and again whenever they have changed.
+        Raises ConfigError and TlsRefused.
+        """
         self._settings = settings
         self._urls = deque(settings.coordinators)
-        self._keyring = keyring
         self._on_retry = on_retry
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy, no other CA bundle, no .netrc password
-        self._session.verify = settings.tls.ca
-        self._session.cert = (settings.tls.cert, settings.tls.key)
-        self._session.mount("https://", _Adapter(TlsSet(settings.tls), settings.trust_domain))
+        keys = Path(settings.payload_keys)
+        self._tls = Reloadable("TLS files", settings.tls.listed, lambda: load_tls(settings))
+        self._keyring = Reloadable("payload keys", lambda: [keys], lambda: load_keyring(keys))
+        self._looked_at = time.monotonic()
+        self._session = self._make_session()
 
     @classmethod
     def from_file(cls, path: Path, **options: Any) -> Self:
         """The client that a ``client.toml`` describes. Raises ConfigError."""
-        settings = load_settings(path, ClientSettings)
-        return cls(settings, load_keyring(Path(settings.payload_keys)), **options)
+        return cls(load_settings(path, ClientSettings), **options)
 
     @property
     def name(self) -> str:
@@ -98,11 +102,18 @@ class Client:
 
     def seal(self, message: str | bytes) -> Token:
         """Seal a message: each call makes another message, also for the same text."""
-        return self._keyring.seal(message.encode() if isinstance(message, str) else message)
+        self._look_at_files()
+        return self._keyring.value.seal(message.encode() if isinstance(message, str) else message)
 
     def send(self, message: str | bytes) -> Receipt:
         """Seal a message and have it stored. Raises as ``send_token`` does."""
-        return self.send_token(self.seal(message))
+        try:
+            return self.send_token(self.seal(message))
+        except TokenRefused:
+            # It is not stored. Perhaps this client was idle while its payload keys were replaced.
+            if not self._catch_up(self._keyring):
+                raise
+            return self.send_token(self.seal(message))
 
     def send_token(self, token: Token) -> Receipt:
         """Have a sealed message stored, trying every coordinator until the deadline.
@@ -115,6 +126,7 @@ class Client:
         pause = _PAUSE[0]
         tries = 0
         while True:
+            self._look_at_files()
             wait = 0.0
             refused: list[CertificateRefused] = []
             for url in list(self._urls):
@@ -133,7 +145,7 @@ class Client:
                 if len(self._urls) > 1 or not refused:
                     self._on_retry(f"try {tries}: {last}")
                 self._urls.rotate(-1)  # the next message begins with the one that answers
-            if len(refused) == len(self._urls):
+            if len(refused) == len(self._urls) and not self._catch_up(self._tls):
                 raise refused[0]
             wait = max(wait, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
             if time.monotonic() + wait >= deadline:
@@ -150,6 +162,34 @@ class Client:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def _look_at_files(self) -> None:
+        """Use what was replaced since, before anybody refuses the old."""
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_EVERY:
+            self._looked_at = now
+            self._keyring.look()
+            if self._tls.look():
+                self._session.close()
+                self._session = self._make_session()
+
+    def _catch_up(self, files: Reloadable[Any]) -> bool:
+        """Whether ``files`` were replaced since they were read last, and are in use now."""
+        before = files.value
+        for _ in range(_LOOKS):
+            self._look_at_files()
+            if files.value is not before:
+                return True
+            if stamp_files(files.in_use) == files.in_use:
+                return False
+            time.sleep(LOOK_EVERY)
+        return False
+
+    def _make_session(self) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False  # no proxy, no other CA bundle, no .netrc password
+        session.mount("https://", _Adapter(self._tls.value, self._settings.trust_domain))
+        return session
 
     def _summary(self, last: str, tries: int) -> str:
         return (
@@ -283,6 +323,14 @@ class _Adapter(HTTPAdapter):
         self._tls = tls
         self._trust_domain = trust_domain
         super().__init__()
+
+    def cert_verify(self, conn: Any, *_more: Any) -> None:
+        """Leave certificates to the context.
+
+        requests would have the files read again for each connection, from the middle of their
+        replacement, say, or would bring CAs of its own.
+        """
+        conn.cert_reqs = "CERT_REQUIRED"
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=self._tls.make_client_context(), **kwargs)

@@ -165,6 +165,14 @@ def own_identity(settings: Settings) -> Identity:
     return Identity(settings.trust_domain, settings.role, settings.name)
 
 
+def load_tls(settings: Settings) -> TlsSet:
+    """The TLS files as they are now. Raises TlsRefused, also for another's leaf."""
+    tls = TlsSet(settings.tls)
+    if tls.identity != own_identity(settings):
+        raise TlsRefused("cert", settings.tls.cert, f"the certificate is {tls.identity}")
+    return tls
+
+
 def load_keyring(path: Path) -> Keyring:
     """Read one keyring file. Raises ConfigError, which never quotes the file."""
     text = _read(path, "payload keys", "make one with `sealrelay keygen`, or run the playbook")
@@ -194,6 +202,14 @@ def keyring_files(folder: Path) -> list[Path]:
     Raises OSError.
     """
     return [folder, *sorted(entry for entry in folder.iterdir() if entry.suffix == ".keys")]
+
+
+def reloaded_files(settings: ServiceSettings) -> list[Path]:
+    """The files that a running service reads again when they change. Raises OSError."""
+    files = settings.tls.listed()
+    if isinstance(settings, ServerSettings):
+        files += keyring_files(Path(settings.keyrings))
+    return files
 
 
 def split_bind(bind: str) -> tuple[str, int]:

@@ -13,13 +13,13 @@ from flask import Flask, Response
 
 from sealrelay import metrics
 from sealrelay.config import CoordinatorSettings
+from sealrelay.credentials import Credentials
 from sealrelay.dispatch import DeadlinePassed, Message, NoHealthyServer, QueueFull, Relay
 from sealrelay.dispatch.connection import ServerConnection
 from sealrelay.dispatch.decisions import Dispatch, Limits
 from sealrelay.dispatch.observer import Observer, merge_reports
 from sealrelay.identity import Endpoint, Identity, Role
 from sealrelay.processes import read_reports
-from sealrelay.reload import Credentials
 from sealrelay.replies import Problem, Reply, message_reply
 from sealrelay.seal import Token
 from sealrelay.web import add_message_endpoint, json_response, make_app, read_body, read_token
@@ -73,7 +73,7 @@ def create_app(settings: CoordinatorSettings, started: float, credentials: Crede
     relay = make_relay(settings, started, credentials)
     credentials.when_changed(relay.renew_connections)
     relay.start()
-    app = make_app(__name__, settings, started)
+    app = make_app(__name__, settings, started, credentials)
 
     def take_data(peer: Identity, environ: WSGIEnvironment) -> Reply:
         result = "unexpected"

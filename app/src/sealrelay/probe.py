@@ -11,9 +11,15 @@ from pathlib import Path
 
 import msgspec
 
-from sealrelay.config import ServiceSettings, own_identity, split_bind
+from sealrelay.config import (
+    ServiceSettings,
+    own_identity,
+    reloaded_files,
+    split_bind,
+)
 from sealrelay.errors import Outdated, Unreachable
 from sealrelay.identity import IdentityRefused
+from sealrelay.reload import fingerprint, stamp_files
 from sealrelay.tls import TlsRefused, TlsSet, describe_tls_error
 
 _ANSWER_TIMEOUT = 5.0
@@ -30,6 +36,10 @@ class Health(msgspec.Struct, frozen=True):
     """Folder of the release that runs."""
     started: float
     """Seconds since the epoch."""
+    worker: int = 0
+    """The process that answered; 0 from a release that did not tell."""
+    files: str = ""
+    """Fingerprint of the files that it has read, of those that it reads again when they change."""
 
 
 def probe_service(settings: ServiceSettings, wait: float) -> Health:
@@ -76,6 +86,29 @@ def check_current(health: Health, path: Path, settings: ServiceSettings, extra: 
             continue
         if changed >= health.started:
             raise Outdated(f"{settings.name} was started before {file} changed")
+
+
+def wait_for_reload(settings: ServiceSettings, wait: float) -> None:
+    """Ask until every worker uses the files that are there now, for at most ``wait`` seconds.
+
+    Those are the files that services read again when they change. Raises Outdated, or Unreachable.
+    """
+    deadline = time.monotonic() + wait
+    reloaded: set[int] = set()
+    seen: dict[Path, object] = {}
+    while True:
+        # which worker answers is chance, so more than one may have to be asked
+        health = probe_service(settings, max(0.0, deadline - time.monotonic()))
+        found = stamp_files(reloaded_files(settings))
+        if found != seen:
+            reloaded, seen = set(), dict(found)
+        if health.files == fingerprint(found):
+            reloaded.add(health.worker)
+        if len(reloaded) >= settings.workers:
+            return
+        if time.monotonic() >= deadline:
+            raise Outdated(f"{settings.name} does not use the files that are there; see its log")
+        time.sleep(_PAUSE)
 
 
 def _ask(settings: ServiceSettings) -> Health:

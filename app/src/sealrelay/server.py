@@ -14,6 +14,7 @@ from flask import Flask
 
 from sealrelay import metrics
 from sealrelay.config import ServerSettings, keyring_files, load_keyrings
+from sealrelay.credentials import Credentials
 from sealrelay.identity import (
     Endpoint,
     Identity,
@@ -22,7 +23,6 @@ from sealrelay.identity import (
     Role,
     identify_certificate,
 )
-from sealrelay.reload import Credentials, Reloadable
 from sealrelay.replies import Problem, Reply, json_reply, message_reply
 from sealrelay.seal import Keyring, Token, TokenMalformed, TokenNotOpened, parse_token
 from sealrelay.store import (
@@ -197,11 +197,12 @@ def create_app(settings: ServerSettings, started: float, credentials: Credential
     Raises ConfigError (keyrings that cannot be read) or StoreError (no store to be opened).
     """
     folder = Path(settings.keyrings)
-    keyrings = Reloadable("keyrings", lambda: keyring_files(folder), lambda: load_keyrings(folder))
-    credentials.add(keyrings)
+    keyrings = credentials.add(
+        "keyrings", lambda: keyring_files(folder), lambda: load_keyrings(folder)
+    )
     intake = Intake(settings, lambda: keyrings.value)
     intake.prepare()
-    app = make_app(__name__, settings, started)
+    app = make_app(__name__, settings, started, credentials)
     app.config["CHECK_HEALTH"] = intake.check
     gevent.spawn(intake.keep_measuring)
 

@@ -15,11 +15,11 @@ from gunicorn.glogging import Logger
 
 from sealrelay import metrics
 from sealrelay.config import CoordinatorSettings, ServerSettings, ServiceSettings
+from sealrelay.credentials import Credentials
 from sealrelay.door import KEEP_ALIVE
 from sealrelay.errors import SealrelayError
 from sealrelay.journal import configure_logging
 from sealrelay.processes import forget_process
-from sealrelay.reload import Credentials
 from sealrelay.store import StoreError
 from sealrelay.tls import TlsRefused
 from sealrelay.worker import PlainPassage

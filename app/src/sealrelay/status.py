@@ -16,11 +16,12 @@ from typing import Literal
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from sealrelay.config import OperatorSettings, split_url
+from sealrelay.config import OperatorSettings, load_tls, split_url
 from sealrelay.dispatch.decisions import Health
 from sealrelay.dispatch.observer import Report, ServerReport
 from sealrelay.identity import Identity, IdentityRefused, Role
-from sealrelay.tls import TlsSet, describe_tls_error
+from sealrelay.reload import Reloadable
+from sealrelay.tls import describe_tls_error
 
 _TIMEOUT = 3.0
 """Seconds for one part of the deployment to connect, and to answer each question."""
@@ -103,8 +104,7 @@ class Watch:
     def __init__(self, settings: OperatorSettings) -> None:
         """Raises TlsRefused."""
         self._settings = settings
-        self._tls = TlsSet(settings.tls)
-        self._context = self._tls.make_client_context(check_hostname=False)
+        self._files = Reloadable("TLS files", settings.tls.listed, lambda: load_tls(settings))
         self._before: dict[str, Scrape] = {}
         self._names: dict[str, str] = {}  # of coordinators, by URL, once they have answered
         self._looked_at: float | None = None
@@ -112,6 +112,9 @@ class Watch:
     def look(self) -> Picture:
         """The picture of now. Whoever cannot be asked is a row like the others."""
         settings = self._settings
+        self._files.look()
+        self._tls = self._files.value
+        self._context = self._tls.make_client_context(check_hostname=False)
         expected = [
             *((url, Role.COORDINATOR, None) for url in settings.coordinators),
             *((server.url, Role.SERVER, server.name) for server in settings.servers),

@@ -39,6 +39,10 @@ class TlsFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         named = {"cert": self.cert, "key": self.key, "ca": self.ca, "crl": self.crl}
         return {key: path for key, path in named.items() if path is not None}
 
+    def listed(self) -> list[Path]:
+        """The same, without their settings."""
+        return [Path(path) for path in self.paths.values()]
+
 
 class TlsRefused(ValueError):
     """A file that cannot be used, or does not fit the others. Holds nothing of what is in it."""

@@ -8,6 +8,7 @@ needs on its way through a coordinator.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ from werkzeug.exceptions import HTTPException
 
 from sealrelay import __version__, metrics
 from sealrelay.config import ServiceSettings
+from sealrelay.credentials import Credentials
 from sealrelay.identity import Endpoint, Identity, IdentityRefused, LeafRefused, may_call
 from sealrelay.replies import Problem, Reply, json_reply
 from sealrelay.seal import Token, TokenMalformed, parse_token
@@ -56,11 +58,14 @@ class _Identified(Protocol):
     def identity(self) -> Identity: ...
 
 
-def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
+def make_app(
+    name: str, settings: ServiceSettings, started: float, credentials: Credentials
+) -> Flask:
     """A Flask application that admits nobody but whom ``identity`` lets in.
 
-    It has ``GET /healthz`` and ``GET /metrics``. ``started`` is when the service was started, in
-    seconds since the epoch.
+    It has ``GET /healthz``, which tells the fingerprint of the files that ``credentials`` are made
+    of, and ``GET /metrics``. ``started`` is when the service was started, in seconds since the
+    epoch.
     """
     app = Flask(name, static_folder=None)
     endpoints = {
@@ -98,6 +103,8 @@ def make_app(name: str, settings: ServiceSettings, started: float) -> Flask:
                 "version": __version__,
                 "release": str(Path(sys.prefix).resolve()),
                 "started": started,
+                "worker": os.getpid(),
+                "files": credentials.fingerprint,
             }
         )
 

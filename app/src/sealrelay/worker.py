@@ -29,6 +29,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from sealrelay import metrics, quick
 from sealrelay.config import ServiceSettings
+from sealrelay.credentials import Credentials
 from sealrelay.door import (
     HANDSHAKE_DEADLINE,
     HEAD_DEADLINE,
@@ -40,7 +41,6 @@ from sealrelay.door import (
 )
 from sealrelay.identity import Endpoint, Identity, IdentityRefused, identify_certificate
 from sealrelay.journal import gather_lines
-from sealrelay.reload import Credentials
 from sealrelay.tls import describe_tls_error, peer_certificate
 from sealrelay.trust import Leaf, read_leaf
 

@@ -18,7 +18,7 @@ from sealrelay.config import (
     load_settings,
 )
 from sealrelay.errors import ConfigError, InputFileError
-from sealrelay.probe import check_current, probe_service
+from sealrelay.probe import check_current, probe_service, wait_for_reload
 from sealrelay.processes import share_folder
 from sealrelay.seal import generate_keyring
 
@@ -81,7 +81,13 @@ def _run(path: Path, kind: type[ServerSettings] | type[CoordinatorSettings]) -> 
     metavar="FILE",
     help="With --current: another file that the service is started from, such as its unit.",
 )
-def probe(path: Path, wait: float, current: bool, inputs: tuple[Path, ...]) -> None:
+@click.option(
+    "--reloaded",
+    is_flag=True,
+    help="Also wait until it uses the TLS files and keyrings that are there now; fail (exit code "
+    "9) if it does not.",
+)
+def probe(path: Path, wait: float, current: bool, inputs: tuple[Path, ...], reloaded: bool) -> None:
     """Ask a service of this host whether it answers.
 
     Over mutual TLS, with the service's own leaf.
@@ -94,6 +100,8 @@ def probe(path: Path, wait: float, current: bool, inputs: tuple[Path, ...]) -> N
     health = probe_service(settings, wait)
     if current:
         check_current(health, path, settings, list(inputs))
+    if reloaded:
+        wait_for_reload(settings, wait)
     click.echo(f"{health.name} answers: version {health.version}, {health.release}")
 
 

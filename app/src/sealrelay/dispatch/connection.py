@@ -14,9 +14,9 @@ import gevent
 import msgspec
 
 from sealrelay.config import ServerAddress, split_url
+from sealrelay.credentials import Credentials
 from sealrelay.dispatch.decisions import Message
 from sealrelay.identity import Identity, IdentityRefused, identify_certificate
-from sealrelay.reload import Credentials
 from sealrelay.tls import describe_tls_error, peer_certificate
 from sealrelay.trust import read_leaf
 from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, Outcome
