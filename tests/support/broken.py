@@ -1,7 +1,7 @@
-"""``python -m tests.support.broken FLAW server --config FILE``: a server with one flaw built in.
+"""``python -m tests.support.broken FLAW SERVICE --config FILE``: a service with one flaw built in.
 
 What proves that nothing is lost or doubled must see it when something is: each flaw is one that a
-plausible mistake would make.
+plausible mistake would make, or somebody hostile.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import gevent
 
 from sealrelay import cli, serving
 from sealrelay.store.records import Record, Stored
+from sealrelay.wire import Outcome
 
 
 def acknowledge_before_commit() -> None:
@@ -43,9 +44,20 @@ def forget_ids() -> None:
     SqlStore.add = add  # type: ignore[method-assign]
 
 
+def hand_nothing_on() -> None:
+    """A coordinator acknowledges messages, and that is all it does."""
+    from sealrelay.dispatch import Message, Relay
+
+    def deliver(self: Relay, message: Message) -> Outcome:
+        return Outcome(200, server="server1")
+
+    Relay.deliver = deliver  # type: ignore[method-assign]
+
+
 FLAWS: dict[str, Callable[[], None]] = {
     "acknowledge-before-commit": acknowledge_before_commit,
     "forget-ids": forget_ids,
+    "hand-nothing-on": hand_nothing_on,
 }
 
 

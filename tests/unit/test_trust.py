@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sealrelay.identity import IdentityRefused, LeafRefused
-from sealrelay.tls import TlsFiles, TlsRefused, TlsSet
+from sealrelay.tls import TlsFiles, TlsRefused, TlsSet, peer_certificate
 from sealrelay.trust import CaRefused, CrlRefused, Trust, read_leaf
 from tests.support.pki import CLIENT_ONLY, Authority, Leaf, spiffe_id
 
@@ -149,10 +153,53 @@ def test_crl_of_whom_may_not_sign_one_is_refused(authority: Authority, folder: P
     weak = Authority(authority.name, authority.key, signs_crls=False)
     with pytest.raises(CrlRefused, match="not signed by a CA"):
         Trust(weak.pem, authority.make_crl())
+    with pytest.raises(CrlRefused, match="not signed by a CA"):
+        Trust(authority.pem, Authority("Another name", authority.key).make_crl())
     with pytest.raises(CrlRefused, match="not a CRL in PEM"):
         Trust(authority.pem, b"")
     with pytest.raises(CaRefused, match="not a certificate in PEM"):
         Trust(authority.make_crl(), None)
+
+
+def test_crl_without_a_next_update_is_refused(authority: Authority) -> None:
+    with pytest.raises(CrlRefused, match="does not say when the next one is due"):
+        Trust(authority.pem, without_next_update(authority))
+
+
+def without_next_update(authority: Authority) -> bytes:
+    """A CRL in PEM as no library makes it any more: RFC 5280 asks for what it lacks."""
+
+    def wrap(tag: int, content: bytes) -> bytes:
+        length = [0x81, len(content)] if len(content) > 127 else [len(content)]
+        return bytes([tag, *length]) + content
+
+    crl = x509.load_pem_x509_crl(authority.make_crl())
+    assert crl.next_update_utc is not None
+    due = b"\x17\x0d" + crl.next_update_utc.strftime("%y%m%d%H%M%SZ").encode()
+    before, after = crl.tbs_certlist_bytes.split(due)
+    header = 2 if before[1] < 128 else 3
+    says = wrap(0x30, before[header:] + after)
+    ecdsa_with_sha256 = bytes.fromhex("300a06082a8648ce3d040302")
+    signature = authority.key.sign(says, ec.ECDSA(hashes.SHA256()))
+    der = wrap(0x30, says + ecdsa_with_sha256 + wrap(0x03, b"\0" + signature))
+    altered = x509.load_der_x509_crl(der)
+    assert altered.is_signature_valid(authority.key.public_key())
+    return altered.public_bytes(Encoding.PEM)
+
+
+def test_who_shows_no_certificate_has_none(folder: Path) -> None:
+    """The contexts of services let nobody come that far; this holds without them too."""
+    accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    accepting.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    connecting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    connecting.check_hostname, connecting.verify_mode = False, ssl.CERT_NONE
+    one, two = socket.socketpair()
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(connecting.wrap_socket, two)
+        with accepting.wrap_socket(one, server_side=True) as here, other.result() as there:
+            assert peer_certificate(there) == der_of(folder)
+            with pytest.raises(IdentityRefused, match="showed no certificate"):
+                peer_certificate(here)
 
 
 def test_openssl_is_given_what_was_checked(authority: Authority, folder: Path) -> None:
