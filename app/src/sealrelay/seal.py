@@ -71,7 +71,7 @@ class Keyring:
         """Raises KeyringError when there is no key, or one is not 32 bytes in base64url."""
         if not keys:
             raise KeyringError("it holds no key")
-        if not all(map(_is_key, keys)):
+        if not all(map(is_key, keys)):
             raise KeyringError("one of its lines is not a Fernet key")
         self._fernet = MultiFernet([Fernet(key) for key in keys])
 
@@ -98,8 +98,19 @@ class Keyring:
         except InvalidToken:
             raise TokenNotOpened("the token does not open with this client's keys") from None
 
+    def reseal(self, token: Token) -> str:
+        """The text of a token of the newest key for the same message, sealed at the same time.
 
-def _is_key(text: str) -> bool:
+        It has an id of its own, which nobody may take for the message's. Raises TokenNotOpened.
+        """
+        try:
+            return self._fernet.rotate(token.text).decode("ascii")
+        except InvalidToken:
+            raise TokenNotOpened("the token does not open with this client's keys") from None
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is one Fernet key: 32 bytes in base64url, and nothing else."""
     # Fernet itself is lenient: of two keys on one line it would take the first, and say nothing.
     try:
         raw = base64.b64decode(text, altchars=b"-_", validate=True)

@@ -34,6 +34,8 @@ _COMMANDS = {
     "messages": "sealrelay.cli.messages:messages",
     "migrate": "sealrelay.cli.migrate:migrate",
     "prune": "sealrelay.cli.prune:prune",
+    "reseal": "sealrelay.cli.reseal:reseal",
+    "keyring": "sealrelay.cli.keyring:keyring",
     "status": "sealrelay.cli.status:status",
     "load": "sealrelay.cli.load:load",
     "verify": "sealrelay.cli.verify:verify",

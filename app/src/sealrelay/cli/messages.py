@@ -11,8 +11,9 @@ import click
 import msgspec
 
 from sealrelay.cli.options import FILE
-from sealrelay.config import ServerSettings, load_keyrings, load_settings
+from sealrelay.config import ServerSettings, load_settings
 from sealrelay.errors import ConfigError, NotStored
+from sealrelay.keyrings import read_folder
 from sealrelay.seal import Keyring, TokenNotOpened, parse_token
 from sealrelay.store import Record, SqlStore, StoreError, open_store
 from sealrelay.text import escape_text
@@ -82,7 +83,7 @@ def show_message(path: Path | None, as_json: bool, message_id: str) -> None:
 
 @contextmanager
 def opened(path: Path | None) -> Iterator[tuple[SqlStore, dict[str, Keyring]]]:
-    """The store of a server on this host, read-only, and its keyrings."""
+    """The store of a server on this host, read-only, and keyrings for whatever may be in it."""
     path = path or _first_server()
     settings = load_settings(path, ServerSettings)
     remedy = "see that the database can be reached from here"
@@ -90,7 +91,8 @@ def opened(path: Path | None) -> Iterator[tuple[SqlStore, dict[str, Keyring]]]:
         store = open_store(settings.store, read_only=True)
         if store.file is not None:
             remedy = "run this as root or as a member of the servers' group"
-        yield store, load_keyrings(Path(settings.keyrings))
+        clients = read_folder(Path(settings.keyrings))
+        yield store, {client: keys.open_all() for client, keys in clients.items()}
     except StoreError as error:
         raise ConfigError(
             f"store of {path}: {error}; run `sealrelay migrate` first, or {remedy}"

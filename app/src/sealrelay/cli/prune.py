@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import click
 
 from sealrelay.cli.store import become_owner, store_config_option
 from sealrelay.config import ServerSettings, load_settings
 from sealrelay.errors import Outdated, Unreachable
-from sealrelay.store import SchemaOutdated, SqlStore, StoreError, open_store
-
-T = TypeVar("T")
+from sealrelay.store import (
+    LONGEST,
+    PAUSE,
+    SchemaOutdated,
+    SqlStore,
+    StoreError,
+    insist,
+    open_store,
+)
 
 _SMALLEST_BATCH = 100
 """Messages; what few of them take is the commit, and many small ones would never keep up."""
-_LONGEST = 0.02
-"""Seconds that removing may take before the next batch is made smaller: commits wait for it."""
-_PAUSE = 4
-"""Pauses are so many times as long as others had to wait: most of the time belongs to them."""
-_PATIENCE = 10.0
-"""Seconds for which a store that does not answer is asked again."""
 
 
 @click.command()
@@ -51,7 +50,7 @@ def prune(path: Path, batch: int, dry_run: bool) -> None:
     try:
         store = open_store(settings.store, read_only=dry_run)
         become_owner(store)
-        _insist(store.check_schema)
+        insist(store.check_schema)
         if dry_run:
             click.echo(f"{store.count_before(before_ms)} messages {told} would be removed.")
         else:
@@ -78,26 +77,12 @@ def _remove(store: SqlStore, before_ms: int, largest: int) -> Iterator[int]:
     """Remove messages in short transactions; tells how many each time. Raises StoreError."""
     smallest = size = min(_SMALLEST_BATCH, largest)
     while True:
-        pruned = _insist(partial(store.prune, before_ms, size))
+        pruned = insist(partial(store.prune, before_ms, size))
         yield pruned.removed
         if pruned.removed < size:
             return
-        if pruned.deleting > _LONGEST:
+        if pruned.deleting > LONGEST:
             size = max(size // 2, smallest)
-        elif pruned.deleting < _LONGEST / 2:
+        elif pruned.deleting < LONGEST / 2:
             size = min(size + size // 2 + 1, largest)
-        time.sleep(_PAUSE * pruned.holding)
-
-
-def _insist(ask: Callable[[], T]) -> T:
-    """Ask a store that may be busy, or just restarting. Raises StoreError."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return ask()
-        except SchemaOutdated:
-            raise
-        except StoreError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(1)
+        time.sleep(PAUSE * pruned.holding)

@@ -18,6 +18,7 @@ from sealrelay.config import (
     load_settings,
 )
 from sealrelay.errors import ConfigError, InputFileError
+from sealrelay.keyrings import Owner, write_new
 from sealrelay.probe import check_current, probe_service, wait_for_reload
 from sealrelay.processes import share_folder
 from sealrelay.seal import generate_keyring
@@ -129,12 +130,13 @@ def keygen(out: Path | None) -> None:
         click.echo(generate_keyring(), nl=False)
         return
     try:
-        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # Whole or not at all: a keyring that was cut short would be taken for the client's keys.
+        unfinished = write_new(out, generate_keyring(), Owner(os.geteuid(), os.getegid(), 0o600))
+        try:
+            os.link(unfinished, out, follow_symlinks=False)
+        finally:
+            unfinished.unlink()
     except FileExistsError:
         raise InputFileError(f"{out}: exists already; keys are never overwritten") from None
     except OSError as error:
         raise InputFileError(f"{out}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(generate_keyring())
-        file.flush()
-        os.fsync(file.fileno())

@@ -22,15 +22,25 @@ store_config_option = click.option(
 )
 
 
+def would_become_owner(store: SqlStore) -> bool:
+    """Whether ``become_owner`` gives root's rights away, for good."""
+    return _find_owner(store) is not None
+
+
+def _find_owner(store: SqlStore) -> os.stat_result | None:
+    if store.file is None or os.geteuid() != 0:
+        return None
+    owner = (store.file if store.file.exists() else store.file.parent).stat()
+    return None if owner.st_uid == 0 else owner
+
+
 def become_owner(store: SqlStore) -> None:
     """As root, go on as the owner of the store's file, or of its folder where there is none yet.
 
     A file that root made beside it (-wal, -shm) would lock the servers out.
     """
-    if store.file is None or os.geteuid() != 0:
-        return
-    owner = (store.file if store.file.exists() else store.file.parent).stat()
-    if owner.st_uid == 0:
+    owner = _find_owner(store)
+    if owner is None:
         return
     os.umask(0o027)
     os.setgroups([])

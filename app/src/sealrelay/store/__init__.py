@@ -1,20 +1,36 @@
 """The store: every sealed token, once.
 
-``schema`` and ``migrations`` say what, ``engines`` where, ``sql`` how, ``group`` when.
+``schema`` and ``migrations`` say what, ``engines`` where, ``sql`` how, ``group`` and ``patience``
+when.
 """
 
 from sealrelay.store.group import GroupCommit
-from sealrelay.store.records import Pruned, Record, SchemaOutdated, Stored, StoreError, StoreFull
+from sealrelay.store.patience import LONGEST, PAUSE, insist
+from sealrelay.store.records import (
+    NewToken,
+    Pruned,
+    Record,
+    Replaced,
+    SchemaOutdated,
+    Stored,
+    StoreError,
+    StoreFull,
+)
 from sealrelay.store.sql import SqlStore, open_store
 
 __all__ = [
+    "LONGEST",
+    "PAUSE",
     "GroupCommit",
+    "NewToken",
     "Pruned",
     "Record",
+    "Replaced",
     "SchemaOutdated",
     "SqlStore",
     "StoreError",
     "StoreFull",
     "Stored",
+    "insist",
     "open_store",
 ]

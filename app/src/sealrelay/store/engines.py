@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from sealrelay.store.records import Record, StoreError, StoreFull
+from sealrelay.store.records import NewToken, Record, StoreError, StoreFull
 from sealrelay.store.schema import messages
 from sealrelay.store.turn import Turn
 
@@ -27,6 +27,7 @@ _MIGRATION_TIMEOUT_MS = 30_000
 INSERT = "INSERT INTO messages (id, client, token, sealed_at, received_at, server)"
 UNLESS_THERE = "ON CONFLICT (id) DO NOTHING"
 _INSERT_ONE = f"{INSERT} VALUES (?, ?, ?, ?, ?, ?) {UNLESS_THERE}"
+_REPLACE_ONE = "UPDATE messages SET token = ? WHERE id = ? AND token = ?"
 
 
 class Backend(ABC):
@@ -48,6 +49,10 @@ class Backend(ABC):
     @abstractmethod
     def find_servers(self, connection: Connection, ids: Sequence[bytes]) -> dict[bytes, str]:
         """The servers that stored the messages of these ids, which are as durable as new ones."""
+
+    @abstractmethod
+    def replace_tokens(self, connection: Connection, tokens: Sequence[NewToken]) -> int:
+        """Give messages other tokens, unless they have others already; returns how many it gave."""
 
     @abstractmethod
     @contextmanager
@@ -110,6 +115,11 @@ class SqliteBackend(Backend):
     def find_servers(self, connection: Connection, ids: Sequence[bytes]) -> dict[bytes, str]:
         query = select(messages.c.id, messages.c.server).where(messages.c.id.in_(ids))
         return {row.id: row.server for row in connection.execute(query)}
+
+    def replace_tokens(self, connection: Connection, tokens: Sequence[NewToken]) -> int:
+        rows = [(token.new, token.message_id, token.old) for token in tokens]
+        with _driver_errors(_REPLACE_ONE), closing(connection.connection.cursor()) as cursor:
+            return int(cursor.executemany(_REPLACE_ONE, rows).rowcount)
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:

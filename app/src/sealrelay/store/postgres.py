@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from sealrelay.store.engines import INSERT, UNLESS_THERE, Backend, values_of
-from sealrelay.store.records import ConnectionLost, Record, StoreError, StoreFull
+from sealrelay.store.records import ConnectionLost, NewToken, Record, StoreError, StoreFull
 
 T = TypeVar("T")
 
@@ -55,6 +55,12 @@ _SESSION = {
 # each column, in binary: for 64 rows 8 µs of this process's time each instead of 64.
 _ARRAYS = "%b::bytea[], %b::text[], %b::text[], %b::bigint[], %b::bigint[], %b::text[]"
 _INSERT_ALL = f"{INSERT} SELECT * FROM unnest({_ARRAYS}) {UNLESS_THERE} RETURNING id"  # noqa: S608
+
+_REPLACE_ALL = """
+UPDATE messages SET token = given.new
+FROM unnest(%b::bytea[], %b::text[], %b::text[]) AS given (id, old, new)
+WHERE messages.id = given.id AND messages.token = given.old
+"""
 
 # The lock is there for its side effect: it makes this a transaction with a commit of its own, which
 # waits for the synchronous standby. A row can be visible that is not there yet, when the session
@@ -89,6 +95,11 @@ class PostgresBackend(Backend):
 
     def find_servers(self, connection: Connection, ids: Sequence[bytes]) -> dict[bytes, str]:
         return dict(connection.exec_driver_sql(_SERVERS, (list(ids),)).tuples().all())
+
+    def replace_tokens(self, connection: Connection, tokens: Sequence[NewToken]) -> int:
+        rows = [(token.message_id, token.old, token.new) for token in tokens]
+        columns = tuple(map(list, zip(*rows, strict=True)))
+        return connection.exec_driver_sql(_REPLACE_ALL, columns).rowcount
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:

@@ -59,3 +59,24 @@ class Pruned:
     holding: float
     """Seconds for which others could not write (SQLite): with the commit, without the wait for it
     to be this one's turn."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What one transaction gave other tokens, and how long that took; as of ``Pruned``."""
+
+    replaced: int
+    """Messages."""
+    replacing: float
+    """Seconds for which it was being done; grows with their number."""
+    holding: float
+    """Seconds for which others could not write (SQLite)."""
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """Another token for a stored message, in place of the one that it has."""
+
+    message_id: bytes
+    old: str
+    new: str

@@ -26,8 +26,10 @@ from sqlalchemy.exc import DBAPIError
 from sealrelay.store.engines import Backend, make_backend
 from sealrelay.store.records import (
     ConnectionLost,
+    NewToken,
     Pruned,
     Record,
+    Replaced,
     SchemaOutdated,
     Stored,
     StoreError,
@@ -165,6 +167,30 @@ class SqlStore:
         removed, began, deleted = self._run(remove)
         return Pruned(removed, deleting=deleted - began, holding=time.monotonic() - began)
 
+    def replace_tokens(self, tokens: Sequence[NewToken]) -> Replaced:
+        """Give messages other tokens in one transaction; nothing else of them changes.
+
+        A message that is gone, or has another token than the old one, is left alone. Raises
+        StoreError.
+        """
+
+        def replace(connection: Connection) -> tuple[int, float, float]:
+            began = time.monotonic()  # from here on, those who want to write wait for us
+            replaced = self._backend.replace_tokens(connection, tokens)
+            return replaced, began, time.monotonic()
+
+        replaced, began, done = self._run(replace)
+        return Replaced(replaced, replacing=done - began, holding=time.monotonic() - began)
+
+    def confirm(self, message_ids: Sequence[bytes]) -> None:
+        """Return when whatever was seen of these messages is as durable as a new one would be.
+
+        What can be seen may not have reached a synchronous standby yet. Raises StoreError, also
+        when none of them is there.
+        """
+        if not self._run(lambda connection: self._backend.find_servers(connection, message_ids)):
+            raise StoreError("the messages were removed meanwhile")
+
     def size_bytes(self) -> int:
         """The bytes that the store takes up, space to be used again included. Raises StoreError."""
         return self._run(self._backend.size_bytes)
@@ -209,6 +235,17 @@ class SqlStore:
             following = ordered(
                 query.where(_after((window[-1].received_at, window[-1].message_id)))
             )
+
+    def page(self, after: Record | None, until: int, limit: int) -> list[Record]:
+        """At most ``limit`` messages of those received up to a time (ms since the epoch).
+
+        The oldest that come after another one, or of all. Raises StoreError.
+        """
+        query = select(*_RECORD).where(messages.c.received_at <= until)
+        if after is not None:
+            query = query.where(_after((after.received_at, after.message_id)))
+        query = query.order_by(messages.c.received_at, messages.c.id).limit(limit)
+        return [Record(*row) for row in self._run(_fetch(query))]
 
     def get(self, message_id: bytes) -> Record | None:
         """The message of that id, or None. Raises StoreError."""
