@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from sealrelay.keyrings import ClientKeys
@@ -18,7 +18,7 @@ from sealrelay.store import LONGEST, PAUSE, NewToken, Record, SqlStore, insist
 _SMALLEST_BATCH = 20
 """Messages; what fewer of them take is the commit."""
 _LARGEST_BYTES = 1 << 20
-"""Bytes of tokens in one transaction, above which the next has fewer messages, down to one."""
+"""Bytes of new tokens in one transaction, unless it is a single one."""
 
 
 class _Client:
@@ -77,23 +77,16 @@ class Resealer:
             last = records
             began = time.monotonic()
             changes = [change for record in records if (change := self._reseal(record))]
-            opening = time.monotonic() - began
-            replacing = holding = 0.0
-            if changes:
-                replaced = insist(partial(self._writer.replace_tokens, changes))
-                self.resealed += replaced.replaced
-                replacing, holding = replaced.replacing, replaced.holding
+            time.sleep(time.monotonic() - began)  # a processor that the servers may need
+            slowest = max(map(self._replace, _split(changes)), default=0.0)
             self.looked_at += len(records)
             report()
-            length = sum(len(record.token) for record in records)
-            if length > _LARGEST_BYTES:
-                size = max(size // 2, 1)
-            elif replacing > LONGEST:
-                size = max(size // 2, min(smallest, size))
-            elif replacing < LONGEST / 2 and length < _LARGEST_BYTES / 2:
+            if slowest > LONGEST:
+                size = max(size // 2, smallest)
+            elif slowest < LONGEST / 2:
                 size = min(size + size // 2 + 1, self._largest)
-            # Opening takes a processor away from the servers, writing their turn.
-            time.sleep(opening + PAUSE * holding)
+            if sum(len(record.token) for record in records) > _LARGEST_BYTES:
+                size = smallest
         if last:
             self._confirm([record.message_id for record in last])
 
@@ -107,6 +100,27 @@ class Resealer:
             self.left[record.client] += 1
             return None
 
+    def _replace(self, changes: list[NewToken]) -> float:
+        """Returns the seconds that it took, the commit aside."""
+        replaced = insist(partial(self._writer.replace_tokens, changes))
+        self.resealed += replaced.replaced
+        time.sleep(PAUSE * replaced.holding)
+        return replaced.replacing
+
     def _confirm(self, message_ids: list[bytes]) -> None:
         # What was seen of any of them was written before; so when this is durable, all of it is.
         insist(partial(self._writer.confirm, message_ids))
+
+
+def _split(changes: Iterable[NewToken]) -> Iterator[list[NewToken]]:
+    """In transactions that are small enough."""
+    part: list[NewToken] = []
+    length = 0
+    for change in changes:
+        if part and length + len(change.new) > _LARGEST_BYTES:
+            yield part
+            part, length = [], 0
+        part.append(change)
+        length += len(change.new)
+    if part:
+        yield part

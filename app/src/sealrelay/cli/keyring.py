@@ -26,7 +26,7 @@ def keyring() -> None:
     """
 
 
-class _Account(click.ParamType[int]):
+class _Account(click.ParamType):  # type: ignore[type-arg] # no arguments before click 8.2
     """The number of a user or a group, given by name."""
 
     def __init__(self, name: str) -> None:

@@ -74,8 +74,10 @@ def _reseal(
         reader = writer if writer.file is None else open_store(settings.store, read_only=True)
         total = insist(reader.count)
         resealer = Resealer(reader, writer, clients, batch)
-        # What comes later is sealed with a key that stays; another host's clock may be fast.
-        until = int((time.time() + MAX_CLOCK_SKEW) * 1000)
+        # What comes later is sealed with a key that stays. Clocks may be fast, or were set back.
+        newest = insist(lambda: list(reader.newest(limit=1)))
+        until = max(record.received_at for record in newest) if newest else 0
+        until = max(until, int((time.time() + MAX_CLOCK_SKEW) * 1000))
         resealer.run(until, _make_report(resealer, total))
         writer.close()
         reader.close()
