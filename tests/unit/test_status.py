@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealrelay.cli.status import _duration
-from sealrelay.status import Scrape, find_quantile, read_scrape
+from sealrelay.cli.status import _duration, _tell_time_left
+from sealrelay.identity import Role
+from sealrelay.status import Row, Scrape, find_quantile, read_scrape
 
 INF = math.inf
 
@@ -69,6 +70,34 @@ def test_first_certificate_to_expire_counts() -> None:
     text = f'# TYPE {name} gauge\n{name}{{file="ca"}} 2000\n{name}{{file="cert"}} 1000\n'
     assert read_scrape(text, 1.0).expires == 1000.0
     assert read_scrape("", 1.0).expires is None
+
+
+def test_crl_that_runs_out_is_seen() -> None:
+    name = "sealrelay_crl_next_update_timestamp_seconds"
+    text = f'# TYPE {name} gauge\n{name}{{file="crl"}} 3000\n'
+    assert read_scrape(text, 1.0).crl_next_update == 3000.0
+    assert read_scrape("", 1.0).crl_next_update is None
+
+
+@pytest.mark.parametrize(
+    ("crl", "text", "urgent"),
+    [
+        (None, "20 d", False),
+        (3, "20 d, 3 d", False),
+        (1, "20 d, 1 d", True),
+        (-1, "20 d, overdue", True),
+    ],
+)
+def test_time_that_certificate_and_crl_have_left(
+    crl: int | None, text: str, *, urgent: bool
+) -> None:
+    day = 86_400
+    row = Row(Role.SERVER, "server1", "https://127.0.0.1:1", "healthy")
+    row.certificate_expires = 20.0 * day + 1
+    row.crl_next_update = None if crl is None else crl * day + 1.0
+    shown = _tell_time_left(row, 0.0)
+    assert shown.plain == text
+    assert any("red" in str(span.style) for span in shown.spans) is urgent
 
 
 @pytest.mark.parametrize(

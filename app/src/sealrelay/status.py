@@ -52,6 +52,8 @@ class Row(msgspec.Struct):
     last_failure: str = ""
     last_failure_at: float | None = None
     certificate_expires: float | None = None
+    crl_next_update: float | None = None
+    """When the next CRL is due; None also where there are none."""
     version: str = ""
 
 
@@ -75,6 +77,7 @@ class Scrape:
     """Seconds since the epoch."""
     started: float = 0.0
     expires: float | None = None
+    crl_next_update: float | None = None
     version: str = ""
     messages: dict[str, float] = field(default_factory=dict)
     """By result."""
@@ -216,6 +219,7 @@ class Watch:
         row.p50_ms = _in_ms(find_quantile(0.5, recent.latencies))
         row.p99_ms = _in_ms(find_quantile(0.99, recent.latencies))
         row.certificate_expires = scrape.expires
+        row.crl_next_update = scrape.crl_next_update
         row.store_bytes = scrape.store_bytes
         row.version = scrape.version
 
@@ -250,6 +254,8 @@ def read_scrape(text: str, at: float) -> Scrape:
                     scrape.started = value
                 case "sealrelay_certificate_expiry_timestamp_seconds":
                     expiries.append(value)
+                case "sealrelay_crl_next_update_timestamp_seconds":
+                    scrape.crl_next_update = value
                 case "sealrelay_store_bytes":
                     scrape.store_bytes = int(value)
                 case "sealrelay_info":

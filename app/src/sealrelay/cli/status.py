@@ -30,7 +30,8 @@ _STYLES: dict[State, str] = {
     "unknown": "red",
 }
 _SOON = 14 * 86_400
-"""Seconds before the end of a certificate from which on it is shown in another colour."""
+_CRL_SOON = 2 * 86_400
+"""Seconds before the end of a certificate or CRL from which on it is shown in another colour."""
 _WIDTH = 160
 """Columns where the output is no terminal."""
 
@@ -122,10 +123,9 @@ def make_table(picture: Picture) -> Table:
     for heading in ("messages/s", "problems/s", "p50", "p99", "waiting", "store"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("last failure")
-    table.add_column("certificate", no_wrap=True)
+    table.add_column("certificate, CRL", no_wrap=True)
     for row in picture.rows:
         state = f"{row.state}: {escape_text(row.reason)}" if row.reason else row.state
-        left = None if row.certificate_expires is None else row.certificate_expires - picture.at
         table.add_row(
             Text(_name(row)),
             Text(state, style=_STYLES[row.state]),
@@ -137,7 +137,7 @@ def make_table(picture: Picture) -> Table:
             Text("" if row.waiting is None else str(row.waiting)),
             Text(_bytes(row.store_bytes)),
             Text(_failure(row, picture.at)),
-            Text(_left(left), style="" if left is None or left > _SOON else "bold red"),
+            _tell_time_left(row, picture.at),
         )
     return table
 
@@ -170,10 +170,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds // 86_400} d"
 
 
-def _left(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return "expired" if seconds <= 0 else _duration(seconds)
+def _tell_time_left(row: Row, now: float) -> Text:
+    text = Text()
+    for ends, soon, over in (
+        (row.certificate_expires, _SOON, "expired"),
+        (row.crl_next_update, _CRL_SOON, "overdue"),
+    ):
+        if ends is not None:
+            left = ends - now
+            text.append(", " if text else "")
+            text.append(over if left <= 0 else _duration(left), "" if left > soon else "bold red")
+    return text
 
 
 def _number(value: float | None) -> str:
