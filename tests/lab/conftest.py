@@ -23,7 +23,13 @@ from tests.lab.peers import read_keys
 from tests.support.node import REPOSITORY, Control, Node
 
 _JOURNAL_LINES = 60
-_DISRUPTIVE = ("test_failover.py", "test_restart.py", "test_status.py", "test_update.py")
+_DISRUPTIVE = (
+    "test_failover.py",
+    "test_operations.py",
+    "test_restart.py",
+    "test_status.py",
+    "test_update.py",
+)
 _WHY_SKIPPED = "SEALRELAY_LAB names no lab; start one with bin/lab, deploy to it, and set it"
 
 

@@ -1,0 +1,73 @@
+"""``sealrelay load`` on a lab node, beside whatever a test does meanwhile."""
+
+from __future__ import annotations
+
+import json
+import threading
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from tests.support.node import Node
+
+
+class Load:
+    """Messages of clients at a steady rate, for as long as the ``with`` lasts."""
+
+    def __init__(
+        self,
+        node: Node,
+        folder: str,
+        clients: tuple[str, ...] = ("client1", "client2"),
+        rate: int = 50,
+    ) -> None:
+        """``folder`` is one on the node, for the history. ``rate``: messages a second."""
+        self._node, self._history = node, f"{folder}/history"
+        self._arguments = ["--rate", str(rate), "--seconds", "1200", "-q", self._history]
+        for client in clients:
+            self._arguments += ["--client", client]
+
+    def __enter__(self) -> Self:
+        self._process = self._node.start(
+            # ended by closing its standard input, which SSH passes on
+            *("sh", "-c", '"$@" & load=$!; cat >/dev/null; kill -INT $load; wait $load', "sh"),
+            *("sealrelay", "load", *self._arguments),
+        )
+        self._out = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        self._out = self._process.stdout.read()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self.code = self._process.wait(90)
+        self._reader.join()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The history's lines, so far."""
+        whole, _, _ = self._node.read(self._history).rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def assert_all_well(self) -> None:
+        """Every message was acknowledged, and the store bears it out."""
+        out = self._out.decode()
+        assert self.code == 0, out
+        assert " 0 refused, 0 without an answer" in out
+        self.assert_borne_out()
+
+    def assert_borne_out(self) -> None:
+        """Whatever was acknowledged is stored, once."""
+        verified = self._node.run("sealrelay", "verify", self._history)
+        assert "The store bears out the history." in verified
