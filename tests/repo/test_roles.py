@@ -157,7 +157,7 @@ def test_units_run_sandboxed_and_prove_that_they_answer(
     assert "\nProtectSystem=strict\n" in sandbox
     assert unit.count(sandbox) == 1, "each unit has the one sandbox"
     assert "\nTemporaryFileSystem=/etc/sealrelay:ro\n" in unit
-    assert re.search(r"^User=sealrelay-", unit, re.MULTILINE)
+    assert re.search(r"^(User=sealrelay-|DynamicUser=yes$)", unit, re.MULTILINE)
     if "\nType=oneshot\n" not in unit:
         assert "\nRestart=on-failure\n" in unit
         assert re.search(r"^ExecStartPost=\S+ probe .*--wait", unit, re.MULTILINE)
