@@ -13,30 +13,17 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.lab.peers import CLIENT1, Peer, read_keys, seal
 from tests.support.node import COORDINATOR, REPOSITORY, SERVERS, Control, Node
+from tests.support.secret_paths import check_node, read_table
 
-_MODES = {
-    "/etc/sealrelay/servers/5001": "750 root sealrelay-server",
-    "/etc/sealrelay/servers/5001/key.pem": "640 root sealrelay-server",
-    "/etc/sealrelay/servers/5001/server.toml": "640 root sealrelay-server",
-    "/etc/sealrelay/servers/5002": "750 root sealrelay-server",
-    "/etc/sealrelay/servers/5002/key.pem": "640 root sealrelay-server",
-    "/etc/sealrelay/servers/5002/server.toml": "640 root sealrelay-server",
-    "/etc/sealrelay/coordinator": "750 root sealrelay-coordinator",
-    "/etc/sealrelay/coordinator/key.pem": "640 root sealrelay-coordinator",
-    "/etc/sealrelay/coordinator/coordinator.toml": "640 root sealrelay-coordinator",
-    "/etc/sealrelay/operator": "700 root root",
-    "/etc/sealrelay/operator/key.pem": "600 root root",
-    "/etc/sealrelay/clients/client1": "700 root root",
-    "/etc/sealrelay/clients/client1/key.pem": "600 root root",
-    "/etc/sealrelay/clients/client1/payload.keys": "600 root root",
-    "/etc/sealrelay/clients/client2": "700 root root",
-    "/etc/sealrelay/clients/client2/key.pem": "600 root root",
-    "/etc/sealrelay/clients/client2/payload.keys": "600 root root",
-    "/var/lib/sealrelay": "750 sealrelay-server sealrelay-server",
-    "/var/lib/sealrelay/messages.db": "640 sealrelay-server sealrelay-server",
-    "/var/lib/sealrelay/keyrings/client1.keys": "640 root sealrelay-server",
-    "/var/lib/sealrelay/keyrings/client2.keys": "640 root sealrelay-server",
-}
+_TABLE = read_table()
+_PLACES = {"servers", "coordinators", "clients", "operators"}
+_FILES = [row for row in _TABLE if row.place in _PLACES and row.condition in ("always", "SQLite")]
+_USERS = ("sealrelay-server", "sealrelay-coordinator", "nobody")
+# Prints which of its arguments it can read, files or folders.
+_READ = """for path; do
+    if [ -d "$path" ]; then ls "$path"; else head -c 1 "$path"; fi >/dev/null 2>&1 && echo "$path"
+done
+true"""
 _PRIVATE_KEY = re.compile(rb"-----BEGIN ([A-Z ]*)PRIVATE KEY-----\r?\n[A-Za-z0-9+/=:, -]{40}")
 
 
@@ -51,17 +38,61 @@ def payload_keys(node: Node) -> list[str]:
     )
 
 
-@pytest.mark.parametrize(("path", "expected"), _MODES.items())
-def test_owner_and_mode(node: Node, path: str, expected: str) -> None:
-    assert node.run("stat", "-c", "%a %U %G", path).strip() == expected
-
-
 def test_the_table_of_modes_names_every_secret(node: Node) -> None:
-    found = node.shell(
-        "find /etc/sealrelay /var/lib/sealrelay /opt/sealrelay/good -type f -print0 | "
-        "xargs -0 grep -lE 'PRIVATE KEY|^[A-Za-z0-9_-]{43}=$'"
-    )
-    assert set(found.split()) <= set(_MODES)
+    """Each path of docs/secrets.md is as it says there, and there is no other."""
+    check_node(node, _PLACES, {"SQLite"})
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/etc/sealrelay/clients/client1/copy.pem", "-----BEGIN PRIVATE KEY-----"),
+        ("/var/lib/sealrelay/copy", "# nothing"),
+    ],
+)
+def test_the_search_finds_what_the_table_does_not_name(node: Node, path: str, content: str) -> None:
+    node.write(path, content, "0644" if "KEY" in content else "0600")
+    try:
+        with pytest.raises(AssertionError, match=re.escape(path)):
+            check_node(node, _PLACES, {"SQLite"})
+    finally:
+        node.run("rm", path)
+
+
+@pytest.mark.parametrize("user", _USERS)
+def test_a_user_can_read_its_own_and_nobody_elses(node: Node, user: str) -> None:
+    """Asked of the kernel, as that very user."""
+    groups = "--init-groups" if user.startswith("sealrelay-") else "--clear-groups"
+    gid = node.run("id", "-g", user).strip()
+    paths = [row.path for row in _FILES]
+    become = ["setpriv", "--reuid", user, "--regid", gid, groups]
+    read = set(node.run(*become, "sh", "-c", _READ, "sh", *paths).splitlines())
+    assert read == {row.path for row in _FILES if row.is_read_by(user)}
+    ours = {
+        "sealrelay-server": ("/etc/sealrelay/servers", "/var/lib/sealrelay", "/run/sealrelay-s"),
+        "sealrelay-coordinator": ("/etc/sealrelay/coordinator", "/run/sealrelay-coordinator"),
+        "nobody": (),
+    }[user]
+    assert all(path.startswith(ours) for path in read)
+    assert bool(read) == bool(ours)
+    everything = node.run("sh", "-c", _READ, "sh", *paths).split()
+    assert everything == paths, "root can, so they are there"
+
+
+@pytest.mark.parametrize("unit", [*SERVERS, COORDINATOR])
+def test_a_process_is_shown_its_own_only(node: Node, unit: str) -> None:
+    """By its mounts: whatever user it became, it would find no other."""
+    port = unit.partition("@")[2].partition(".")[0]
+    own: tuple[str, ...] = (f"/etc/sealrelay/servers/{port}/", "/var/lib/sealrelay/")
+    if unit == COORDINATOR:
+        own = ("/etc/sealrelay/coordinator/",)
+    below = ("/etc/sealrelay/", "/var/lib/sealrelay/")
+    paths = [row.path for row in _FILES if not row.is_folder and row.path.startswith(below)]
+    for pid in node.pids(unit):
+        enter = ["nsenter", "-t", str(pid), "-m"]
+        seen = node.run(*enter, "sh", "-c", _READ, "sh", *paths).split()
+        assert seen == [path for path in paths if path.startswith(own)]
+        assert seen
 
 
 def test_clients_share_no_payload_key(node: Node, payload_keys: list[str]) -> None:
@@ -111,8 +142,23 @@ def test_the_cas_key_opens_with_the_passphrase_only(control: Control) -> None:
     load_pem_private_key(pem, control.passphrase.encode())
     with pytest.raises(ValueError, match=r"(?i)password|decrypt|incorrect"):
         load_pem_private_key(pem, b"a wrong passphrase")
-    for name, mode in (("", 0o700), ("ca.key", 0o600), ("passphrase", 0o600)):
-        assert (control.pki / name).stat().st_mode & 0o777 == mode
+
+
+def test_the_control_nodes_secrets_are_as_the_table_says(control: Control) -> None:
+    rows = {row.path: row for row in _TABLE if row.place == "control node"}
+    owner = control.pki.stat().st_uid
+    found = [control.pki, *control.pki.rglob("*")]
+    for path in found:
+        name, status = str(path.relative_to(control.inventory)), path.stat()
+        assert status.st_uid == owner, name
+        if name in rows:
+            assert f"{status.st_mode & 0o7777:04o}" == rows[name].mode, name
+            assert path.is_dir() == rows[name].is_folder, name
+        else:
+            assert path.is_dir() or status.st_mode & 0o004, f"{name} is not in the table"
+            assert path.is_dir() or not _PRIVATE_KEY.search(path.read_bytes()), name
+    names = {str(path.relative_to(control.inventory)) for path in found}
+    assert {path for path, row in rows.items() if row.condition == "always"} <= names
 
 
 def _search(node: Node, pids: list[int], needles: list[bytes]) -> dict[int, set[int]]:
