@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.listener import find_address, is_let_in, lets_in
 from tests.support.node import (
     SERVERS,
     Control,
@@ -23,6 +24,7 @@ from tests.support.node import (
     read_receipts,
     wait_for,
 )
+from tests.support.secret_paths import check_node
 
 _EVERY_SERVER = {"node1-5001", "node1-5002", "node2-5001", "node2-5002"}
 _SETTINGS = "/etc/sealrelay/servers/5001/server.toml"
@@ -130,6 +132,61 @@ def test_only_the_servers_can_read_the_stores_password(
         )
         assert found.stdout == ""
         assert password not in each.journal()
+
+
+def test_every_secret_is_as_the_table_says(node: Node, other: Node) -> None:
+    everything = {"servers", "coordinators", "clients", "operators", "databases"}
+    check_node(node, everything, {"PostgreSQL"})
+    check_node(other, {"servers"}, {"PostgreSQL"})
+
+
+def test_servers_are_reached_by_coordinators_only(node: Node, other: Node) -> None:
+    """node1 has the coordinator; this machine and node2 have none."""
+    first, second = find_address(node), find_address(other)
+    for port in (5001, 5002):
+        assert lets_in(node, second, port)
+        assert not lets_in(other, first, port)
+        assert not is_let_in(first, port)
+        assert not is_let_in(second, port)
+    for address in (first, second):
+        assert is_let_in(address, 22)
+    assert is_let_in(first, 8000)
+    assert lets_in(other, first, 8000)
+
+
+def test_the_database_is_reached_by_servers_only(node: Node, other: Node) -> None:
+    address = find_address(node)
+    assert lets_in(other, address, 5432)
+    assert not is_let_in(address, 5432)
+    node.run("systemctl", "stop", "sealrelay-firewall.service")
+    try:
+        assert is_let_in(address, 5432), "it was the firewall that refused"
+    finally:
+        node.run("systemctl", "start", "sealrelay-firewall.service")
+
+
+@pytest.mark.usefixtures("settled")
+def test_rules_that_lock_a_coordinator_out_are_taken_back(
+    node: Node, other: Node, control: Control
+) -> None:
+    """As where its connections come from another address than the inventory's."""
+    address = find_address(other)
+    rules = other.run("nft", "list", "table", "inet", "sealrelay")
+    callers = {"servers": ["192.0.2.1"], "coordinators": [], "databases": ["192.0.2.1"]}
+    locked_out = f"node1 no longer reaches {address} port 5001"
+    for former in (True, False):
+        if not former:
+            off = {"firewall_enabled": False}
+            assert control.play("playbooks/firewall.yml", variables=off).code == 0
+        play = control.play("playbooks/firewall.yml", variables={"_firewall_callers": callers})
+        assert play.code != 0
+        assert "The firewall's new rules were taken back on node2" in play.text
+        assert locked_out in play.text
+        assert lets_in(node, address, 5001)
+        left = other.try_run("nft", "list", "table", "inet", "sealrelay")
+        assert left.stdout == (rules if former else "")
+    assert control.play("playbooks/firewall.yml").code == 0
+    assert other.run("nft", "list", "table", "inet", "sealrelay") == rules
 
 
 def test_one_host_prunes_for_all(node: Node, other: Node) -> None:

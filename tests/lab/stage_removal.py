@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.support.host_state import compare, look_at
+from tests.support.listener import is_let_in, listening
 from tests.support.node import REPOSITORY, UNITS, Control, Node
 
 BEFORE = REPOSITORY / ".cache" / "molecule" / "before.json"
@@ -24,8 +25,12 @@ def test_removal_asks_first(node: Node, control: Control) -> None:
 def test_removal_leaves_the_host_as_it_was_and_keeps_data_and_ca(
     node: Node, control: Control
 ) -> None:
-    play = control.play("playbooks/uninstall.yml", variables={"uninstall_confirm": True})
-    assert play.code == 0, play.out
+    with listening(node, 5001) as address:
+        assert not is_let_in(address, 5001)
+        play = control.play("playbooks/uninstall.yml", variables={"uninstall_confirm": True})
+        assert play.code == 0, play.out
+        # The package that could list the firewall's table is gone with it.
+        assert is_let_in(address, 5001)
     before = json.loads(BEFORE.read_text())
     left = [line for line in compare(before, look_at(node)) if not any(x in line for x in _DATA)]
     assert left == []

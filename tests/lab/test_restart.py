@@ -34,8 +34,9 @@ def test_after_a_restart_of_the_host_everything_runs_and_is_still_there(
     assert node.try_run("test", "-e", "/run/before-the-restart").returncode == 1
 
     # Nobody starts them: they come up by themselves.
-    for unit in UNITS:
+    for unit in (*UNITS, "sealrelay-firewall.service"):
         wait_for(partial(node.is_active, unit), f"{unit} is active", seconds=60)
+    assert "goto servers" in node.run("nft", "list", "table", "inet", "sealrelay")
     assert node.send("after the restart")
     shown = node.run("sealrelay", "messages", "show", "--json", receipt["message_id"])
     assert json.loads(shown)["text"] == "before the restart"
