@@ -49,10 +49,11 @@ class Load:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self.code = self._process.wait(90)
-        self._reader.join()
+        with self._process as process:  # which closes its pipes
+            assert process.stdin is not None
+            process.stdin.close()
+            self.code = process.wait(90)
+            self._reader.join()
 
     @property
     def history(self) -> list[dict[str, Any]]:

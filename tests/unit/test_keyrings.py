@@ -69,7 +69,9 @@ def test_what_keygen_makes_is_a_keyring_already() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["not a key", f"{A} {B}", A[:-2], f"# superseded yesterday\n{A}", f"{A}\n\N{BULLET}"]
+    "text",
+    ["not a key", f"{A} {B}", A[:-2], f"# superseded yesterday\n{A}", f"{A}\n\N{BULLET}"],
+    ids=["text", "two on a line", "cut short", "no time", "beside a key"],
 )
 def test_what_is_no_keyring_is_refused_without_quoting_it(text: str) -> None:
     with pytest.raises(KeyringError) as refused:
@@ -354,7 +356,11 @@ def test_merge_refuses_what_nobody_can_own(path: Path, option: str, value: str) 
     assert not path.exists()
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "no key\n", f"{A}\nno key\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "# nothing\n", "no key\n", f"{A}\nno key\n"],
+    ids=["empty", "comment", "text", "beside a key"],
+)
 def test_merge_of_what_is_no_keyring_leaves_the_file_as_it_is(path: Path, text: str) -> None:
     merge(path, text_of(A))
     result = merge(path, text)

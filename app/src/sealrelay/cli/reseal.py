@@ -13,7 +13,7 @@ import msgspec
 
 from sealrelay.cli.store import become_owner, store_config_option, would_become_owner
 from sealrelay.config import ServerSettings, load_settings
-from sealrelay.errors import ConfigError, Outdated, Unreachable
+from sealrelay.errors import ConfigError, Outdated, SealrelayError, Unreachable
 from sealrelay.keyrings import ClientKeys, forget_keys, read_folder, retired_file
 from sealrelay.reseal import Resealer
 from sealrelay.seal import MAX_CLOCK_SKEW
@@ -130,8 +130,10 @@ def _run_as_owner(settings: ServerSettings, work: Callable[[], list[str]]) -> li
     with os.fdopen(answer, "rb") as file:
         text = file.read()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code != 0:
-        sys.exit(code if code > 0 else 1)  # it has said why
+    if code < 0:
+        raise SealrelayError(f"resealing was ended by signal {-code}; run it again")
+    if code > 0:
+        sys.exit(code)  # it has said why
     return msgspec.json.decode(text, type=list[str])
 
 
