@@ -158,6 +158,30 @@ class Authority:
         (folder / "ca.pem").write_bytes(self.pem)
         return folder
 
+    def sign_request(
+        self, request: bytes, uris: Sequence[str] | None = None, days: float = 90
+    ) -> bytes:
+        """A leaf (PEM) as a signing request (PEM) asks for it, or with other URIs."""
+        asked = x509.load_pem_x509_csr(request)
+        assert asked.is_signature_valid
+        key = asked.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        ends = datetime.timedelta(days=days)
+        builder = _builder(asked.subject, self.certificate.subject, key, -_HOUR, ends)
+        for extension in asked.extensions:
+            value = extension.value
+            if isinstance(value, x509.SubjectKeyIdentifier):
+                continue
+            if isinstance(value, x509.SubjectAlternativeName) and uris is not None:
+                others = [n for n in value if not isinstance(n, x509.UniformResourceIdentifier)]
+                value = x509.SubjectAlternativeName(
+                    [*map(x509.UniformResourceIdentifier, uris), *others]
+                )
+            builder = builder.add_extension(value, extension.critical)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
 
 def _builder(
     subject: x509.Name,

@@ -1,8 +1,8 @@
 """Put files into one folder or several, all at once as far as a file system can.
 
 Reads JSON: {"folders": [pattern, ...], "files": {name: text}, "having": name, "rename": {old: new},
-"owner": user, "group": group, "pretend": bool}. Only folders that have the file `having`, if it is
-given, count. All new files are complete, with owner and mode, before the first is renamed into its
+"modes": {name: octal}, "owner": user, "group": group, "pretend": bool}. Only folders that have the
+file `having`, if it is given, count. All new files are complete, with owner and mode, before the first is renamed into its
 place; `rename` does the same with files that are there. Without owner and group those of `having`
 are taken. Says which folders it changed, or would change.
 """
@@ -15,7 +15,7 @@ import os
 import pwd
 import sys
 
-MODE = 0o644  # certificates and CRLs: what everybody may see
+MODE = "0644"  # certificates and CRLs: what everybody may see
 
 
 def look_at(path):
@@ -28,7 +28,7 @@ def look_at(path):
         return None
 
 
-def write(path, text, owner, group):
+def write(path, text, owner, group, mode):
     """Write a file that is not there yet."""
     # Left by a run that was killed, or put there by whom the folder belongs to.
     with contextlib.suppress(FileNotFoundError):
@@ -36,7 +36,7 @@ def write(path, text, owner, group):
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         os.fchown(descriptor, owner, group)
-        os.fchmod(descriptor, MODE)
+        os.fchmod(descriptor, mode)
         file.write(text)
         file.flush()
         os.fsync(descriptor)
@@ -56,10 +56,11 @@ def put(folder, spec):
     }
     for name, text in spec["files"].items():
         path = os.path.join(folder, name)
-        if look_at(path) != (text, owner, group, MODE):
+        mode = int(spec.get("modes", {}).get(name, MODE), 8)
+        if look_at(path) != (text, owner, group, mode):
             renames[path + ".new"] = path
             if not spec["pretend"]:
-                write(path + ".new", text, owner, group)
+                write(path + ".new", text, owner, group, mode)
     if not spec["pretend"]:
         for old, new in renames.items():
             os.replace(old, new)
