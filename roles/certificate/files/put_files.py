@@ -2,9 +2,9 @@
 
 Reads JSON: {"folders": [pattern, ...], "files": {name: text}, "having": name, "rename": {old: new},
 "modes": {name: octal}, "owner": user, "group": group, "pretend": bool}. Only folders that have the
-file `having`, if it is given, count. All new files are complete, with owner and mode, before the first is renamed into its
-place; `rename` does the same with files that are there. Without owner and group those of `having`
-are taken. Says which folders it changed, or would change.
+file `having`, if it is given, count. All new files are complete, with owner and mode, before the
+first is renamed into its place; `rename` does the same with files that are there. Without owner and
+group those of `having` are taken. Says which folders it changed, or would change.
 """
 
 import contextlib
