@@ -81,9 +81,7 @@ def test_interrupted_rotation_is_usable_and_is_finished_by_the_next_run(
     """What an interrupted run leaves is made by hand here."""
     (old,) = keys_in(node, _KEYS)
     node.run("sealrelay", "keygen", "--out", _NEXT)
-    node.shell(
-        f"(cat {_KEYS}; echo '# next'; cat {_NEXT}) | sealrelay keyring merge {_KEYRING}"
-    )
+    node.shell(f"(cat {_KEYS}; echo '# next'; cat {_NEXT}) | sealrelay keyring merge {_KEYRING}")
     (following,) = keys_in(node, _NEXT)
     node.send("in the middle of a rotation")
     deployed = control.deploy()
@@ -101,7 +99,9 @@ def test_interrupted_rotation_is_usable_and_is_finished_by_the_next_run(
 
     # Killed between the files of a retirement: the key is in both. By now it is long superseded.
     node.shell(f"tail -n 1 {_KEYRING} >{_RETIRED}; chgrp sealrelay-server {_RETIRED}")
-    node.shell(f"chmod 0640 {_RETIRED}; sed -i 's/^# superseded 20../# superseded 2001/' {_KEYRING}")
+    node.shell(
+        f"chmod 0640 {_RETIRED}; sed -i 's/^# superseded 20../# superseded 2001/' {_KEYRING}"
+    )
     retired = rotate(control, **_ONLY_RETIRE)
     assert retired.code == 0, retired.out
     assert keys_in(node, _KEYRING) == [following]
