@@ -20,7 +20,7 @@ from tests.support.pki import CLIENT_ONLY, Authority, Leaf, spiffe_id
 _BESIDE = Path(sys.executable).parent
 
 
-def _give(tmp_path: Path) -> subprocess.CompletedProcess[str]:
+def _give(tmp_path: Path, source: str = "files") -> subprocess.CompletedProcess[str]:
     """Run the role for client1, whose folder is ``host``; with what lies in ``pki``."""
     play = {
         "hosts": "localhost",
@@ -28,7 +28,7 @@ def _give(tmp_path: Path) -> subprocess.CompletedProcess[str]:
         "gather_facts": False,
         "vars": {
             "ansible_python_interpreter": sys.executable,
-            "ca_source": "files",
+            "ca_source": source,
             "ca_dir": str(tmp_path / "pki"),
             "certificate_role": "client",
             "certificate_name": "client1",
@@ -47,7 +47,8 @@ def _give(tmp_path: Path) -> subprocess.CompletedProcess[str]:
         "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"),
         "ANSIBLE_VAULT_PASSWORD_FILE": str(tmp_path / "vault"),
     }
-    command = [_BESIDE / "ansible-playbook", "-i", "localhost,", "-vvv", "--diff", playbook]
+    command: list[str | Path] = [_BESIDE / "ansible-playbook", "-i", "localhost,", "-vvv"]
+    command += ["--diff", playbook]
     return subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -103,3 +104,23 @@ def test_a_key_that_cannot_be_read_is_refused(tmp_path: Path, key: str) -> None:
     path.unlink()
     done = _give(tmp_path)
     assert "client.client1.pem has no key: neither" in " ".join(done.stdout.split())
+
+
+def test_a_request_is_written_signed_and_read_back_in(tmp_path: Path) -> None:
+    authority = Authority("Company CA")
+    pki, host = tmp_path / "pki", tmp_path / "host"
+    (pki / "leaves").mkdir(parents=True)
+    (pki / "ca.pem").write_bytes(authority.pem)
+    host.mkdir()
+    done = _give(tmp_path, "requests")
+    leaf = pki / "leaves" / "client.client1.pem"
+    assert f"{leaf} is missing" in " ".join(done.stdout.split())
+    assert [path.name for path in host.iterdir()] == ["key.pem"]
+    request = (pki / "requests" / "client.client1.csr").read_bytes()
+    leaf.write_bytes(authority.sign_request(request))
+    (host / "key.pem").chmod(0o640)
+    done = _give(tmp_path, "requests")
+    assert done.returncode == 0, done.stdout
+    assert sorted(path.name for path in host.iterdir()) == ["ca.pem", "cert.pem", "key.pem"]
+    assert "changed=0" in _give(tmp_path, "requests").stdout, "nothing is left to do"
+    assert (pki / "requests" / "client.client1.csr").read_bytes() == request

@@ -1,4 +1,7 @@
-"""A company's CA in place of ours: requests are written, signed elsewhere, and read back in."""
+"""A company's CA in place of ours: requests are written, signed elsewhere, and read back in.
+
+On a deployed node, by name: it plays the deployment four times, too long for every run.
+"""
 
 from __future__ import annotations
 
