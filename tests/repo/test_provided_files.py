@@ -112,6 +112,7 @@ def test_a_request_is_written_signed_and_read_back_in(tmp_path: Path) -> None:
     (pki / "leaves").mkdir(parents=True)
     (pki / "ca.pem").write_bytes(authority.pem)
     host.mkdir()
+    (tmp_path / "vault").write_text("only for this test")
     done = _give(tmp_path, "requests")
     leaf = pki / "leaves" / "client.client1.pem"
     assert f"{leaf} is missing" in " ".join(done.stdout.split())
