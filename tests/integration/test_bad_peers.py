@@ -224,6 +224,13 @@ def _at_most(version: ssl.TLSVersion) -> Make:
     return make
 
 
+def another_group(case: Case) -> ssl.SSLContext:
+    """For the key exchange."""
+    context = case.issue(Leaf([case.uri]))
+    context.set_ecdh_curve("secp521r1")
+    return context
+
+
 IN_HANDSHAKE: dict[str, tuple[Make, str, str]] = {
     "no certificate": (no_certificate, "CERTIFICATE_REQUIRED", "peer did not return"),
     "foreign CA": (foreign_ca_of_another_name, "UNKNOWN_CA", "unable to get local issuer"),
@@ -250,6 +257,7 @@ IN_HANDSHAKE: dict[str, tuple[Make, str, str]] = {
         "CERTIFICATE_UNKNOWN",
         "unhandled critical extension",
     ),
+    "another group": (another_group, "HANDSHAKE_FAILURE", "no suitable key share"),
     "TLS 1.2": (_at_most(ssl.TLSVersion.TLSv1_2), "PROTOCOL_VERSION", "unsupported protocol"),
     "TLS 1.1": (_at_most(ssl.TLSVersion.TLSv1_1), "PROTOCOL_VERSION", "unsupported protocol"),
     "TLS 1.0": (_at_most(ssl.TLSVersion.TLSv1), "PROTOCOL_VERSION", "unsupported protocol"),

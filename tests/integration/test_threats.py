@@ -63,7 +63,8 @@ def test_every_connection_has_a_key_exchange_of_its_own(deployment: Deployment) 
         assert extensions[_SUPPORTED_VERSIONS] == b"\x03\x04"
         assert _PRE_SHARED_KEY not in extensions
     first, second = (extensions[_KEY_SHARE] for extensions in hellos)
-    assert len(first) > 32
+    assert first[:2] == second[:2] == b"\x00\x17", "on P-256"
+    assert len(first) == 4 + 65
     assert first != second
 
 
@@ -183,6 +184,8 @@ def test_operator_learns_of_no_message_and_no_client(deployment: Deployment) -> 
         for path in paths:
             answer = ask(service, folder, "GET", path)
             assert answer.status == 200
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
             for hidden in ("client1", receipt.message_id, "not for operators"):
                 assert hidden not in answer.body.decode(), path
 

@@ -76,6 +76,13 @@ TLS = [
         f"{_HANDSHAKE}[server-TLS 1.2]",
     ),
     Mutation(
+        "P-256 only",
+        "tls.py",
+        'context.set_ecdh_curve("prime256v1")',
+        "pass",
+        f"{_HANDSHAKE}[coordinator-another group]",
+    ),
+    Mutation(
         "strict RFC 5280",
         "tls.py",
         "context.verify_flags |= ssl.VERIFY_X509_STRICT",

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sealrelay.identity import IdentityRefused, LeafRefused
 from sealrelay.tls import TlsFiles, TlsRefused, TlsSet, peer_certificate
 from sealrelay.trust import CaRefused, CrlRefused, Trust, read_leaf
-from tests.support.pki import CLIENT_ONLY, Authority, Leaf, spiffe_id
+from tests.support.pki import CLIENT_ONLY, Authority, Key, Leaf, spiffe_id
 
 _HOUR = datetime.timedelta(hours=1)
 _SECONDS = 3600.0
@@ -215,6 +215,21 @@ def test_openssl_is_given_what_was_checked(authority: Authority, folder: Path) -
         assert context.security_level >= 2
         assert context.cert_store_stats() == {"x509": 1, "crl": 1, "x509_ca": 1}
     assert read.make_server_context().num_tickets == 0
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP384R1()),
+        ec.generate_private_key(ec.SECP521R1()),
+        rsa.generate_private_key(65537, 2048),
+    ],
+    ids=["P-384", "P-521", "RSA 2048"],
+)
+def test_leaf_may_have_a_key_of_another_kind_than_the_key_exchange(
+    authority: Authority, tmp_path: Path, key: Key
+) -> None:
+    TlsSet(tls_files(authority.issue(tmp_path / "leaf", Leaf([URI], key=key)))).rehearse()
 
 
 def test_rehearsal_finds_what_peers_would(authority: Authority, tmp_path: Path) -> None:

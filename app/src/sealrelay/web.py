@@ -45,6 +45,12 @@ _TOLD_OTHERWISE = frozenset({"/healthz", "/metrics", "/api/status", "/api/data",
 """Paths of which only what is unusual is news: each message leaves a line of its own, and looks at
 the service's state come all the time."""
 
+_FOR_BROWSERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+"""An operator may look with one: nothing that is told here is to be run, framed or guessed at."""
+
 T = TypeVar("T")
 
 
@@ -87,6 +93,7 @@ def make_app(
     def log_access(response: Response) -> Response:
         peer = g.peer if "peer" in g else None
         _log_access(peer, request.method, request.path, response.status_code, g.began)
+        response.headers.extend(_FOR_BROWSERS)
         return response
 
     app.register_error_handler(Problem, lambda problem: _flask_response(problem.reply()))
