@@ -79,7 +79,7 @@ def test_leaf(node: Node, folder: str, expected: tuple[str, set[x509.ObjectIdent
     key = leaf.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
     assert isinstance(key.curve, ec.SECP256R1)
-    assert 29 < _days_left(leaf) <= 90
+    assert 30 < _days_left(leaf) <= 366
     leaf.verify_directly_issued_by(ca)
 
 
