@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from tests.support.node import Node
+from tests.support.node import Node, wait_for
 
 
 class Load:
@@ -31,12 +31,13 @@ class Load:
     def __enter__(self) -> Self:
         self._process = self._node.start(
             # ended by closing its standard input, which SSH passes on
-            *("sh", "-c", '"$@" & load=$!; cat >/dev/null; kill -INT $load; wait $load', "sh"),
+            *("sh", "-c", '"$@" & load=$!; cat >/dev/null; kill $load; wait $load', "sh"),
             *("sealrelay", "load", *self._arguments),
         )
         self._out = b""
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+        wait_for(lambda: len(self.history) > 1, "messages are sent")
         return self
 
     def _read(self) -> None:
@@ -52,13 +53,16 @@ class Load:
         with self._process as process:  # which closes its pipes
             assert process.stdin is not None
             process.stdin.close()
-            self.code = process.wait(90)
-            self._reader.join()
+            try:
+                self.code = process.wait(90)
+            finally:
+                process.kill()  # else its pipes would be waited for
+                self._reader.join()
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """The history's lines, so far."""
-        whole, _, _ = self._node.read(self._history).rpartition("\n")
+        whole, _, _ = self._node.try_run("cat", self._history).stdout.rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
 
     def assert_all_well(self) -> None:
