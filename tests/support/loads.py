@@ -37,7 +37,11 @@ class Load:
         self._out = b""
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        wait_for(lambda: len(self.history) > 1, "messages are sent")
+        try:
+            wait_for(lambda: len(self.history) > 1, "messages are sent")
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def _read(self) -> None:
@@ -50,6 +54,9 @@ class Load:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         with self._process as process:  # which closes its pipes
             assert process.stdin is not None
             process.stdin.close()
