@@ -57,6 +57,10 @@ def load_ca(control: Control) -> tuple[x509.Certificate, ec.EllipticCurvePrivate
     return x509.load_pem_x509_certificate((control.pki / "ca.pem").read_bytes()), key
 
 
+def look_at_pki(control: Control) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in control.pki.rglob("*") if path.is_file()}
+
+
 @pytest.fixture
 def old_client2(node: Node, scratch: str) -> str:
     """A copy of client2's leaf and key, as of now."""
@@ -187,7 +191,7 @@ def test_what_is_due_is_renewed_and_nothing_else(node: Node, control: Control) -
 
 
 def test_mistakes_are_told_before_anything_changes(node: Node, control: Control) -> None:
-    before = leaves(node), sorted(Path(control.pki).rglob("*"))
+    before = leaves(node), look_at_pki(control)
     for playbook, variables, text in (
         ("revoke.yml", {}, "Whom? Say it with -e name=client1"),
         ("revoke.yml", {"name": "client9"}, "No leaf was ever signed for client/client9"),
@@ -196,4 +200,17 @@ def test_mistakes_are_told_before_anything_changes(node: Node, control: Control)
         play = control.play(f"playbooks/{playbook}", variables=variables)
         assert play.code != 0, play.out
         assert text in play.text
-    assert (leaves(node), sorted(Path(control.pki).rglob("*"))) == before
+    assert (leaves(node), look_at_pki(control)) == before
+
+
+@pytest.mark.parametrize(
+    ("playbook", "variables"),
+    [("rotate_ca.yml", {}), ("revoke.yml", {"name": "client2"})],
+)
+def test_a_rehearsal_changes_nothing(
+    node: Node, control: Control, playbook: str, variables: dict[str, str]
+) -> None:
+    before = leaves(node), look_at_pki(control)
+    play = control.play(f"playbooks/{playbook}", "--check", "--diff", variables=variables)
+    assert play.code == 0, play.out
+    assert (leaves(node), look_at_pki(control)) == before
