@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_files_that_do_not_fit_are_told_and_not_used(
     new = deployed.authority.issue(folder / "new", Leaf([spiffe_id("client", "client1")]))
     put_file(folder / "key.pem", (new / "key.pem").read_bytes())
     for _ in range(3):
-        sender._looked_at = 0  # as if some time had passed
+        sender._files._looked_at = 0  # as if some time had passed
         assert sender.send("with what fitted").tries == 1
     assert "key.pem: key and certificate do not fit" in caplog.text
     put_file(folder / "key.pem", good)
@@ -124,3 +125,18 @@ def test_new_payload_keys_are_used_at_once(deployed: Deployment, sender: Client)
         sender.send("with the old key")
     put_file(own, keyring.encode())
     assert sender.send("with the new key").tries == 1
+
+
+def test_clients_of_one_process_read_their_files_once(
+    deployed: Deployment, sender: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    new = Authority("New CA")
+    with sender.another() as other:
+        other.send("with what both began with")
+        trust(deployed, deployed.authority, new)
+        issue(deployed, new)
+        trust(deployed, new)
+        for client in (sender, other):
+            client.send("what the old leaf could not")
+    assert caplog.text.count("Reloaded the TLS files") == 1

@@ -26,10 +26,10 @@ from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.poolmanager import PoolManager
 
-from sealrelay.config import ClientSettings, load_keyring, load_settings, load_tls
+from sealrelay.client_files import ClientFiles, ClientTls
+from sealrelay.config import ClientSettings, load_settings
 from sealrelay.errors import CertificateRefused, MessageRefused, TokenRefused, Unreachable
 from sealrelay.identity import IdentityRefused, Role
-from sealrelay.reload import LOOK_EVERY, Reloadable, stamp_files
 from sealrelay.seal import Token
 from sealrelay.tls import TlsSet, describe_tls_error
 
@@ -38,8 +38,6 @@ _ANSWER_TIMEOUT = 12.0
 """Seconds; somewhat more than a coordinator's usual deadline, so that its answer is heard."""
 _REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")
 """OpenSSL's names of the alerts with which a peer refuses a certificate (RFC 8446, section 6.2)."""
-_LOOKS = 4
-"""Times to look at replaced files before giving up: two have to agree."""
 _PAUSE = (0.05, 1.0)
 """Seconds between rounds over all coordinators: the first pause, and the longest."""
 
@@ -68,26 +66,25 @@ class _TryAgain(Exception):
 
 
 class Client:
-    """Sends sealed messages. Not to be shared between threads: make one for each."""
+    """Sends sealed messages. Not to be shared between threads: make ``another`` for each."""
 
     def __init__(
         self,
         settings: ClientSettings,
         *,
         on_retry: Callable[[str], None] = lambda reason: None,
+        files: ClientFiles | None = None,
     ) -> None:
         """``on_retry`` hears, in one line each, of tries that failed and will be repeated.
 
-        The files that the settings name are read now, and again whenever they have changed.
-        Raises ConfigError and TlsRefused.
+        The files that the settings name are read now, and again whenever they have changed;
+        ``files`` are those of a client with the same settings. Raises ConfigError and TlsRefused.
         """
         self._settings = settings
         self._urls = deque(settings.coordinators)
         self._on_retry = on_retry
-        keys = Path(settings.payload_keys)
-        self._tls = Reloadable("TLS files", settings.tls.listed, lambda: load_tls(settings))
-        self._keyring = Reloadable("payload keys", lambda: [keys], lambda: load_keyring(keys))
-        self._looked_at = time.monotonic()
+        self._files = files or ClientFiles(settings)
+        self._tls = self._files.tls.value
         self._session = self._make_session()
 
     @classmethod
@@ -100,18 +97,24 @@ class Client:
         """The client's name, as in its certificate."""
         return self._settings.name
 
+    def another(self) -> Self:
+        """A client like this one, for another thread. They read their files once for all."""
+        return type(self)(self._settings, on_retry=self._on_retry, files=self._files)
+
     def seal(self, message: str | bytes) -> Token:
         """Seal a message: each call makes another message, also for the same text."""
-        self._look_at_files()
-        return self._keyring.value.seal(message.encode() if isinstance(message, str) else message)
+        self._files.look()
+        keyring = self._files.keyring.value
+        return keyring.seal(message.encode() if isinstance(message, str) else message)
 
     def send(self, message: str | bytes) -> Receipt:
         """Seal a message and have it stored. Raises as ``send_token`` does."""
+        keyring = self._files.keyring.value
         try:
             return self.send_token(self.seal(message))
         except TokenRefused:
             # It is not stored. Perhaps this client was idle while its payload keys were replaced.
-            if not self._catch_up(self._keyring):
+            if not self._files.catch_up(self._files.keyring, keyring):
                 raise
             return self.send_token(self.seal(message))
 
@@ -126,7 +129,7 @@ class Client:
         pause = _PAUSE[0]
         tries = 0
         while True:
-            self._look_at_files()
+            self._use_files()
             wait = 0.0
             refused: list[CertificateRefused] = []
             for url in list(self._urls):
@@ -145,7 +148,9 @@ class Client:
                 if len(self._urls) > 1 or not refused:
                     self._on_retry(f"try {tries}: {last}")
                 self._urls.rotate(-1)  # the next message begins with the one that answers
-            if len(refused) == len(self._urls) and not self._catch_up(self._tls):
+            if len(refused) == len(self._urls) and not self._files.catch_up(
+                self._files.tls, self._tls
+            ):
                 raise refused[0]
             wait = max(wait, pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
             if time.monotonic() + wait >= deadline:
@@ -163,32 +168,18 @@ class Client:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _look_at_files(self) -> None:
+    def _use_files(self) -> None:
         """Use what was replaced since, before anybody refuses the old."""
-        now = time.monotonic()
-        if now - self._looked_at >= LOOK_EVERY:
-            self._looked_at = now
-            self._keyring.look()
-            if self._tls.look():
-                self._session.close()
-                self._session = self._make_session()
-
-    def _catch_up(self, files: Reloadable[Any]) -> bool:
-        """Whether ``files`` were replaced since they were read last, and are in use now."""
-        before = files.value
-        for _ in range(_LOOKS):
-            self._look_at_files()
-            if files.value is not before:
-                return True
-            if stamp_files(files.in_use) == files.in_use:
-                return False
-            time.sleep(LOOK_EVERY)
-        return False
+        self._files.look()
+        if self._tls is not self._files.tls.value:
+            self._tls = self._files.tls.value
+            self._session.close()
+            self._session = self._make_session()
 
     def _make_session(self) -> requests.Session:
         session = requests.Session()
         session.trust_env = False  # no proxy, no other CA bundle, no .netrc password
-        session.mount("https://", _Adapter(self._tls.value, self._settings.trust_domain))
+        session.mount("https://", _Adapter(self._tls, self._settings.trust_domain))
         return session
 
     def _summary(self, last: str, tries: int) -> str:
@@ -319,7 +310,7 @@ class _Connection(HTTPSConnection):
 class _Adapter(HTTPAdapter):
     """Carries our TLS context, and the check of who answers, into requests."""
 
-    def __init__(self, tls: TlsSet, trust_domain: str) -> None:
+    def __init__(self, tls: ClientTls, trust_domain: str) -> None:
         self._tls = tls
         self._trust_domain = trust_domain
         super().__init__()
@@ -333,10 +324,10 @@ class _Adapter(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=self._tls.make_client_context(), **kwargs)
+        super().init_poolmanager(*args, ssl_context=self._tls.context, **kwargs)
 
         class Connection(_Connection):
-            tls = self._tls
+            tls = self._tls.files
             trust_domain = self._trust_domain
 
         class Pool(HTTPSConnectionPool):

@@ -88,11 +88,10 @@ class Load:
         """``clients``: settings files, whose clients take turns. Raises ConfigError."""
         self._plan = plan
         self._history = history
+        first = [Client.from_file(path) for path in clients]
         # One for each thread: a client is not to be shared.
-        self._clients = [
-            Client.from_file(clients[number % len(clients)])
-            for number in range(max(plan.connections, len(clients)))
-        ]
+        more = range(len(first), plan.connections)
+        self._clients = first + [first[number % len(first)].another() for number in more]
         self._run = secrets.token_hex(8)
         self._queues: dict[str, queue.SimpleQueue[tuple[int, float] | None]] = {}
         for client in self._clients:

@@ -1,0 +1,66 @@
+"""A client's TLS files and payload keys, for all connections that it has in one process."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sealrelay.config import ClientSettings, load_keyring, load_tls
+from sealrelay.reload import LOOK_EVERY, Reloadable, stamp_files
+from sealrelay.tls import TlsSet
+
+_LOOKS = 4
+"""Times to look at replaced files before giving up: two have to agree."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class ClientTls:
+    """TLS files as they were at one time, and what connections are made with."""
+
+    files: TlsSet
+    context: ssl.SSLContext
+
+
+class ClientFiles:
+    """They are read once for all threads, and again when they have changed."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        """Read them. Raises ConfigError and TlsRefused."""
+        keys = Path(settings.payload_keys)
+
+        def read_tls() -> ClientTls:
+            files = load_tls(settings)
+            return ClientTls(files, files.make_client_context())
+
+        self.tls = Reloadable("TLS files", settings.tls.listed, read_tls)
+        self.keyring = Reloadable("payload keys", lambda: [keys], lambda: load_keyring(keys))
+        self._looking = threading.Lock()
+        self._looked_at = time.monotonic()
+
+    def look(self) -> None:
+        """Look whether they have changed, unless that was done just now."""
+        if time.monotonic() - self._looked_at < LOOK_EVERY or not self._looking.acquire(False):
+            return
+        try:
+            self._looked_at = time.monotonic()
+            self.keyring.look()
+            self.tls.look()
+        finally:
+            self._looking.release()
+
+    def catch_up(self, files: Reloadable[T], used: T) -> bool:
+        """Whether ``files`` were replaced since ``used`` was read, and are in use now."""
+        for _ in range(_LOOKS):
+            self.look()
+            if files.value is not used:
+                return True
+            if stamp_files(files.in_use) == files.in_use:
+                return False
+            time.sleep(LOOK_EVERY)
+        return False
