@@ -21,10 +21,14 @@ class Load:
         folder: str,
         clients: tuple[str, ...] = ("client1", "client2"),
         rate: int = 50,
+        seconds: int = 1200,
     ) -> None:
-        """``folder`` is one on the node, for the history. ``rate``: messages a second."""
-        self._node, self._history = node, f"{folder}/history"
-        self._arguments = ["--rate", str(rate), "--seconds", "1200", "-q", self._history]
+        """``folder`` is one on the node, for the history. ``rate``: messages a second.
+
+        After ``seconds`` it ends by itself.
+        """
+        self._node, self.path = node, f"{folder}/history"
+        self._arguments = ["--rate", str(rate), "--seconds", str(seconds), "-q", self.path]
         for client in clients:
             self._arguments += ["--client", client]
 
@@ -69,7 +73,7 @@ class Load:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The history's lines, so far."""
-        whole, _, _ = self._node.try_run("cat", self._history).stdout.rpartition("\n")
+        whole, _, _ = self._node.try_run("cat", self.path).stdout.rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
 
     def assert_all_well(self) -> None:
@@ -81,5 +85,5 @@ class Load:
 
     def assert_borne_out(self) -> None:
         """Whatever was acknowledged is stored, once."""
-        verified = self._node.run("sealrelay", "verify", self._history)
+        verified = self._node.run("sealrelay", "verify", self.path)
         assert "The store bears out the history." in verified
