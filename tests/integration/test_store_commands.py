@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -34,9 +35,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
 @pytest.fixture
 def config(made: Deployment, tmp_path: Path) -> Path:
     """Settings of a server whose store is not there yet."""
-    file = made.servers[0].config.with_name(f"{tmp_path.name}.toml")
+    return configure(made, tmp_path)
+
+
+def configure(made: Deployment, folder: Path) -> Path:
+    file = made.servers[0].config.with_name(f"{folder.name}.toml")
     text = made.servers[0].config.read_text()
-    file.write_text(text.replace(f"{made.folder}/messages.db", f"{tmp_path}/messages.db"))
+    file.write_text(text.replace(f"{made.folder}/messages.db", f"{folder}/messages.db"))
     return file
 
 
@@ -174,18 +179,18 @@ def test_prune_of_a_store_without_schema_says_what_to_do(config: Path, tmp_path:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_migrating_and_pruning_as_root_leaves_files_that_the_service_can_write(
-    config: Path, tmp_path: Path
+    made: Deployment,
 ) -> None:
     """The folder's owner is the service; nobody else may read what it stores."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder == Path("/tmp"):  # noqa: S108 - which everybody may enter
-            break
-        folder.chmod(0o755)
-    os.chown(tmp_path, 12345, 12346)
-    for command in ("migrate", "prune"):
-        result = run_sealrelay(command, "--config", str(config))
-        assert result.returncode == 0, result.stderr
-        found = {file.name: file.stat() for file in tmp_path.iterdir()}
-        assert "messages.db" in found
-        for stat in found.values():
-            assert (stat.st_uid, stat.st_gid, stat.st_mode & 0o777) == (12345, 12346, 0o640)
+    # Not below pytest's own folder, which each pytest that starts closes to others.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.chown(folder, 12345, 12346)
+        config = configure(made, folder)
+        for command in ("migrate", "prune"):
+            result = run_sealrelay(command, "--config", str(config))
+            assert result.returncode == 0, result.stderr
+            found = {file.name: file.stat() for file in folder.iterdir()}
+            assert "messages.db" in found
+            for stat in found.values():
+                assert (stat.st_uid, stat.st_gid, stat.st_mode & 0o777) == (12345, 12346, 0o640)
