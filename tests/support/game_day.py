@@ -192,7 +192,7 @@ def write_evidence(folder: Path, scenes: tuple[Scene, ...] = SCENES, seed: int =
     for number, scene in enumerate(scenes, 1):
         stem = f"{number:02}-{scene.name}"
         acted += scene.before + 3
-        fault = {
+        fault: dict[str, Any] = {
             "name": scene.name,
             "title": scene.title,
             "target": scene.target,

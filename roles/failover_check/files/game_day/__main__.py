@@ -12,8 +12,9 @@ from pathlib import Path
 if not __package__:  # run as a folder, whose modules are those of a package all the same
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from game_day.evidence import Evidence, Unreadable, read_evidence
+from game_day.evidence import Evidence, read_evidence
 from game_day.judge import PHASES, Judgement, has_passed, judge
+from game_day.records import Unreadable
 from game_day.wording import say_count, say_milliseconds
 
 _UNUSABLE = 2
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="game_day",
-        description="Judge a game day by the evidence in a folder, and make the page that shows it.",
+        description="Judge a game day by the evidence in a folder, and make a page that shows it.",
         epilog="Exit codes: 0 what was tried has passed; 1 it has not, or nothing was tried; "
         "2 the evidence can't be read.",
     )
@@ -56,7 +57,7 @@ def _make_parser() -> argparse.ArgumentParser:
     paging = commands.add_parser(
         "page",
         help="judge, and write report.html: one file with pictures (needs Jinja2 and matplotlib)",
-        description="Judge the evidence anew, and write report.html, one file with everything in it.",
+        description="Judge the evidence anew, and write report.html, which needs no other file.",
     )
     for command in (judging, paging):
         command.add_argument("folder", type=Path, metavar="FOLDER", help="has evidence.json")
@@ -94,7 +95,10 @@ def describe(judgement: Judgement) -> str:
     facts = [
         say_count(judgement.messages, "message"),
         f"{judgement.failed:,} failed",
-        *(f"{wrong[kind]:,} {kind}" if wrong else f"{kind} unknown" for kind in ("lost", "doubled")),
+        *(
+            f"{wrong[kind]:,} {kind}" if wrong else f"{kind} unknown"
+            for kind in ("lost", "doubled")
+        ),
         f"worst {say_milliseconds(judgement.worst_ms)} ({judgement.bound})",
         _say_time("ejected", judgement.eject_ms),
         _say_time("re-admitted", judgement.readmit_ms),
@@ -107,7 +111,9 @@ def describe(judgement: Judgement) -> str:
 
 
 def _say_time(what: str, milliseconds: float | None) -> str:
-    return f"not {what}" if milliseconds is None else f"{what} after {say_milliseconds(milliseconds)}"
+    return (
+        f"not {what}" if milliseconds is None else f"{what} after {say_milliseconds(milliseconds)}"
+    )
 
 
 def _make_page(evidence: Evidence, folder: Path) -> int:

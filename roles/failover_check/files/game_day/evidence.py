@@ -1,27 +1,21 @@
 """What a game day leaves in its folder, read strictly: a typo must not switch a check off.
 
-The histories are those of ``sealrelay load``, the verdicts those of ``sealrelay verify --json``. Both
-are parsed here anew, since the control node need not have the application.
+The histories are those of ``sealrelay load``, the verdicts those of ``sealrelay verify --json``.
+Both are parsed here anew, since the control node need not have the application.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
+
+from game_day.records import Record, Unreadable, parse_json, read_lines, read_text
 
 ACKNOWLEDGED, REFUSED, UNKNOWN = "acknowledged", "refused", "unknown"
 """What a client knows of a message: `sealrelay.history.Fate`."""
 
 WRONGS = ("lost", "doubled", "never_sent", "refused_stored", "altered")
 """What a verdict lists that must not be."""
-
-
-class Unreadable(Exception):
-    """A file is not what it should be; says which, and where in it."""
 
 
 @dataclass(frozen=True)
@@ -135,97 +129,13 @@ class Evidence:
     faults: tuple[Fault, ...]
 
 
-class _Record:
-    """A JSON object, and where it stands; each method raises Unreadable."""
-
-    def __init__(self, value: object, where: str) -> None:
-        self.where = where
-        if not isinstance(value, dict):
-            self.refuse("no JSON object")
-        self._value = value
-
-    def refuse(self, what: str) -> NoReturn:
-        raise Unreadable(f"{self.where}: {what}")
-
-    def text(self, key: str) -> str:
-        value = self._value.get(key)
-        if not isinstance(value, str):
-            self.refuse(f"{key!r} is no text")
-        return value
-
-    def text_or_none(self, key: str) -> str | None:
-        return None if self._value.get(key) is None else self.text(key)
-
-    def number(self, key: str) -> float:
-        value = self._value.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(f"{key!r} is no number")
-        if not math.isfinite(value):
-            self.refuse(f"{key!r} is not finite")
-        return value
-
-    def number_or_none(self, key: str) -> float | None:
-        return None if self._value.get(key) is None else self.number(key)
-
-    def whole(self, key: str) -> int:
-        value = self._value.get(key)
-        if isinstance(value, bool) or not isinstance(value, int):
-            self.refuse(f"{key!r} is no whole number")
-        return value
-
-    def truth(self, key: str) -> bool:
-        value = self._value.get(key, False)
-        if not isinstance(value, bool):
-            self.refuse(f"{key!r} is neither true nor false")
-        return value
-
-    def items(self, key: str) -> list[object]:
-        value = self._value.get(key)
-        if not isinstance(value, list):
-            self.refuse(f"{key!r} is no list")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        values = self.items(key)
-        if not all(isinstance(value, str) for value in values):
-            self.refuse(f"{key!r} is no list of texts")
-        return tuple(str(value) for value in values)
-
-    def numbers(self, key: str) -> list[int]:
-        numbers = [
-            value
-            for value in self.items(key)
-            if isinstance(value, int) and not isinstance(value, bool)
-        ]
-        if len(numbers) != len(self.items(key)):
-            self.refuse(f"{key!r} is no list of whole numbers")
-        return numbers
-
-    def record(self, key: str) -> _Record:
-        return _Record(self._value.get(key), f"{self.where}: {key!r}")
-
-    def records(self, key: str) -> Iterator[_Record]:
-        for number, value in enumerate(self.items(key), 1):
-            yield _Record(value, f"{self.where}: {key!r}, number {number}")
-
-    def has(self, key: str) -> bool:
-        return self._value.get(key) is not None
-
-    def has_list(self, key: str) -> bool:
-        return isinstance(self._value.get(key), list)
-
-    def allow(self, keys: set[str]) -> None:
-        if strange := sorted(self._value.keys() - keys):
-            self.refuse(f"{', '.join(map(repr, strange))} is not known here")
-
-
 def read_evidence(folder: Path) -> Evidence:
     """Read a folder. Files of a fault that are not there are None. Raises Unreadable."""
     path = folder / "evidence.json"
-    text = _read(path)
+    text = read_text(path)
     if text is None:
         raise Unreadable(f"{path}: there is no such file")
-    whole = _Record(_parse(text, str(path)), str(path))
+    whole = Record(parse_json(text, str(path)), str(path))
     deployment = _read_deployment(whole.record("deployment"))
     rate = whole.number("rate")
     if rate <= 0:
@@ -239,29 +149,7 @@ def read_evidence(folder: Path) -> Evidence:
     )
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Unreadable(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise Unreadable(f"{path}: line {line}: not of UTF-8") from None
-
-
-def _parse(text: str, where: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}: " if error.doc.strip().count("\n") else ""
-        raise Unreadable(f"{where}: {line}no JSON: {error.msg}") from None
-    except RecursionError:
-        raise Unreadable(f"{where}: no JSON of ours: nested too deeply") from None
-
-
-def _read_deployment(record: _Record) -> Deployment:
+def _read_deployment(record: Record) -> Deployment:
     store = record.text("store")
     return Deployment(
         trust_domain=record.text("trust_domain"),
@@ -275,7 +163,7 @@ def _read_deployment(record: _Record) -> Deployment:
     )
 
 
-def _read_fault(record: _Record, deployment: Deployment, folder: Path) -> Fault:
+def _read_fault(record: Record, deployment: Deployment, folder: Path) -> Fault:
     name = record.text("name")
     record.where = f"{record.where} ({name})"
     skipped = record.text_or_none("skipped")
@@ -303,13 +191,13 @@ def _read_fault(record: _Record, deployment: Deployment, folder: Path) -> Fault:
     )
     return replace(
         fault,
-        history=history and _read_history(history),
-        verdict=verdict and _read_verdict(verdict),
-        journal=journal and _read_journal(journal),
+        history=None if history is None else _read_history(history),
+        verdict=None if verdict is None else _read_verdict(verdict),
+        journal=None if journal is None else _read_journal(journal),
     )
 
 
-def _read_bound(record: _Record) -> Bound:
+def _read_bound(record: Record) -> Bound:
     bound = record.record("bound")
     bound.allow({"worst_ms", "recovery_ms", "cut", "shut_out"})
     shut_out = None
@@ -321,7 +209,7 @@ def _read_bound(record: _Record) -> Bound:
     return Bound(worst, recovery, bound.truth("cut"), shut_out)
 
 
-def _find_file(record: _Record, key: str, folder: Path) -> Path | None:
+def _find_file(record: Record, key: str, folder: Path) -> Path | None:
     name = record.text_or_none(key)
     if name is None:
         return None
@@ -330,18 +218,10 @@ def _find_file(record: _Record, key: str, folder: Path) -> Path | None:
     return folder / name if (folder / name).exists() else None
 
 
-def _read_lines(path: Path) -> Iterator[_Record]:
-    """A last line that was cut off is left out: who wrote it was killed."""
-    lines = (_read(path) or "").split("\n")
-    for number, line in enumerate(lines[:-1], 1):
-        where = f"{path}: line {number}"
-        yield _Record(_parse(line, where), where)
-
-
 def _read_history(path: Path) -> list[Message]:
     began: float | None = None
     messages: dict[int, Message] = {}
-    for record in _read_lines(path):
+    for record in read_lines(path):
         event = record.text("event")
         if event == "run" and began is None:
             began = record.number("began")
@@ -364,7 +244,7 @@ def _read_history(path: Path) -> list[Message]:
     return [messages[number] for number in sorted(messages)]
 
 
-def _read_sent(record: _Record, began: float) -> Message:
+def _read_sent(record: Record, began: float) -> Message:
     return Message(
         number=record.whole("number"),
         client=record.text("client"),
@@ -373,7 +253,7 @@ def _read_sent(record: _Record, began: float) -> Message:
     )
 
 
-def _read_answered(record: _Record, began: float, message: Message) -> Message:
+def _read_answered(record: Record, began: float, message: Message) -> Message:
     fate = record.text("fate")
     if fate not in (ACKNOWLEDGED, REFUSED, UNKNOWN):
         record.refuse(f"{fate!r} is no fate of a message")
@@ -390,7 +270,7 @@ def _read_answered(record: _Record, began: float, message: Message) -> Message:
 
 
 def _read_verdict(path: Path) -> Verdict:
-    record = _Record(_parse(_read(path) or "", str(path)), str(path))
+    record = Record(parse_json(read_text(path) or "", str(path)), str(path))
     return Verdict(
         sent=record.whole("sent"),
         acknowledged=record.whole("acknowledged"),
@@ -400,15 +280,15 @@ def _read_verdict(path: Path) -> Verdict:
 
 def _read_journal(path: Path) -> list[Line]:
     lines = []
-    for record in _read_lines(path):
+    for record in read_lines(path):
         stamp = record.text("__REALTIME_TIMESTAMP")
         if not (stamp.isascii() and stamp.isdigit()):
             record.refuse("'__REALTIME_TIMESTAMP' is no number of microseconds")
-        lines.append(Line(int(stamp) / 1e6, _read_text(record)))
+        lines.append(Line(int(stamp) / 1e6, _read_message(record)))
     return sorted(lines, key=lambda line: line.at)
 
 
-def _read_text(record: _Record) -> str:
+def _read_message(record: Record) -> str:
     """journalctl(1) writes a message that is no text as its bytes, and a very long one as null."""
     if not record.has("MESSAGE"):
         return ""

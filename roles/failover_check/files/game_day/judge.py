@@ -262,17 +262,17 @@ def _find_reasons(fault: Fault, rate: float) -> Iterator[str]:
         yield "No evidence: the verdict on what the store holds is missing."
     if fault.journal is None:
         yield "No evidence: the coordinators' journal is missing."
+    yield from _check_verdict(fault)
+    yield from _check_failures(fault)
     if fault.acted is None or fault.restored is None:
         yield "No evidence: it is not written down when it was broken and when it was restored."
     elif fault.restored < fault.acted:
         yield "No evidence: it was restored before it was broken."
     elif fault.history is not None:
-        yield from _check_load(fault, fault.acted, fault.restored, rate)
-        yield from _check_effect(fault, fault.acted, fault.restored)
         yield from _check_latencies(fault, fault.acted, fault.restored)
         yield from _check_shut_out(fault, fault.acted)
-    yield from _check_failures(fault)
-    yield from _check_verdict(fault)
+        yield from _check_load(fault, fault.acted, fault.restored, rate)
+        yield from _check_effect(fault, fault.acted, fault.restored)
 
 
 def _check_load(fault: Fault, acted: float, restored: float, rate: float) -> Iterator[str]:

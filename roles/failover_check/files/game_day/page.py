@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,6 +33,7 @@ class JournalEntry:
 class Chapter:
     """What the page tells of one fault."""
 
+    number: int
     anchor: str
     fault: Fault
     judgement: Judgement
@@ -57,7 +59,7 @@ def make_page(evidence: Evidence, judgements: list[Judgement]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ms": say_milliseconds, "thousands": "{:,}".format}
+    environment.filters |= {"ms": say_milliseconds, "thousands": "{:,}".format, "tie": tie_units}
     template = environment.get_template("report.html.j2")
     pairs = zip(evidence.faults, judgements, strict=True)
     return template.render(
@@ -76,6 +78,11 @@ def make_page(evidence: Evidence, judgements: list[Judgement]) -> str:
     )
 
 
+def tie_units(text: str) -> str:
+    """A number and its unit stay on one line."""
+    return re.sub(r"(?<=[0-9]) (?=m?s\b)", "\N{NO-BREAK SPACE}", text)
+
+
 def say_headline(judgements: list[Judgement]) -> str:
     """The whole day in a sentence."""
     tried = [judgement for judgement in judgements if judgement.outcome != "skipped"]
@@ -92,7 +99,9 @@ def say_headline(judgements: list[Judgement]) -> str:
     }
     unknown = sum(judgement.wrong is None for judgement in tried)
     if not failed:
-        return f"{start}none was lost, none was stored twice, and each fault stayed within its bound."
+        return (
+            f"{start}none was lost, none was stored twice, and each fault stayed within its bound."
+        )
     parts = [spell_count(failed, "fault") + " went beyond what is allowed"]
     for kind, verb in (("lost", "lost"), ("doubled", "stored twice")):
         count = wrongs[kind]
@@ -108,7 +117,7 @@ def say_headline(judgements: list[Judgement]) -> str:
 def say_noticed(fault: Fault, judgement: Judgement) -> str:
     """What those who sent messages saw of a fault."""
     if judgement.outcome == "skipped":
-        return "–"
+        return "-"
     if not judgement.messages:
         return "Not known: nothing was measured."
     parts = []
@@ -140,6 +149,7 @@ def _make_chapter(
     drawn = drawn and (fault.restored or 0.0) >= (fault.acted or 0.0)
     entries = _gather_lines(fault, deployment)
     return Chapter(
+        number=number,
         anchor=anchor,
         fault=fault,
         judgement=judgement,
@@ -158,20 +168,22 @@ def _say_summary(fault: Fault, judgement: Judgement) -> str:
     if judgement.outcome == "skipped":
         return f"Skipped: {judgement.reasons[0]}."
     if judgement.outcome == "failed":
-        return "Failed."
-    stored = f"{say_count(judgement.acknowledged, 'acknowledged message is', 'acknowledged messages are')}"
-    parts = [f"Passed. All {stored} in the store once, and nothing else is there that must not be"]
+        return "Failed, because:"
+    stored = say_count(judgement.acknowledged, "acknowledged message")
+    parts = [f"Passed. Of {stored} each is in the store once, and nothing that must not be there"]
     if fault.bound.cut:
         parts.append(f"the load ended with the fault, {judgement.excused:,} messages unanswered")
     if fault.bound.shut_out is not None:
         last = say_milliseconds(judgement.shut_out_ms)
-        parts.append(f"{fault.bound.shut_out.client} was shut out: let in last {last} after the act")
+        parts.append(
+            f"{fault.bound.shut_out.client} was shut out: let in last {last} after the act"
+        )
     for took, allowed, since in (
         (judgement.worst_ms, fault.bound.worst_ms, ""),
         (judgement.recovery_ms, fault.bound.recovery_ms, " from the restore on"),
     ):
         if allowed is not None:
-            told = f"{say_milliseconds(took)}{since}, {say_milliseconds(allowed)} are allowed"
+            told = f"{say_milliseconds(took)}{since} (allowed: {say_milliseconds(allowed)})"
             parts.append(f"the slowest took {told}")
     return f"{'; '.join(parts)}."
 
@@ -187,7 +199,10 @@ def _describe_picture(fault: Fault, judgement: Judgement) -> str:
 
 
 def _make_key(fault: Fault, names: list[str]) -> list[tuple[Markup, str]]:
-    meanings = {"bad": "failed", "excused": "not acknowledged, as this fault brings with it"}
+    meanings = {
+        "bad": "failed, lost or stored wrongly",
+        "excused": "not acknowledged, as this fault brings with it",
+    }
     key = []
     for kind, messages in sort_messages(fault, names).items():
         if not messages:

@@ -10,6 +10,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from game_day.evidence import ACKNOWLEDGED, Fault, Message
 from game_day.judge import find_ejection, find_readmission, is_excused
+from game_day.wording import MINUS
 
 SERVERS = 4
 """As many servers have a colour and a mark of their own."""
@@ -37,7 +39,6 @@ _STAND_INS = {
     **{f"#01011{number}": f"server-{number}" for number in range(SERVERS)},
 }
 _COLOURS = {name: colour for colour, name in _STAND_INS.items()}
-
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ MARKS = {
     "bad": Mark("bad", (-3.2, -3.2), "l6.4 6.4m0-6.4l-6.4 6.4", 1.8),
 }
 
-_SETTINGS = {
+# Any: not every release of matplotlib has names for these in its types.
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "path.simplify": False,
     "font.size": 12,
@@ -84,10 +86,14 @@ _SIZE = (10.0, 4.1)
 
 
 def sort_messages(fault: Fault, servers: list[str]) -> dict[str, list[Message]]:
-    """The messages by their marks: who stored them, ``bad`` (a failure) or ``excused``."""
+    """The messages by their marks: who stored them, ``bad`` (failed, lost, ...) or ``excused``."""
+    lists = fault.verdict.wrong.values() if fault.verdict else ()
+    wrong = {number for numbers in lists for number in numbers}
     kinds: dict[str, list[Message]] = {name: [] for name in MARKS}
     for message in fault.history or []:
-        if message.fate == ACKNOWLEDGED:
+        if message.number in wrong:
+            kind = "bad"
+        elif message.fate == ACKNOWLEDGED:
             known = servers.index(message.server) if message.server in servers else 0
             kind = f"server-{known % SERVERS}"
         else:
@@ -108,13 +114,15 @@ def draw_fault(fault: Fault, servers: list[str], prefix: str) -> str:
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": prefix}):
         figure = Figure(figsize=_SIZE)
         FigureCanvasSVG(figure)
-        axes = figure.add_axes((0.085, 0.125, 0.9, 0.80))
+        axes = figure.add_axes((0.09, 0.14, 0.895, 0.785))
         top = _set_axes(axes, fault)
         _draw_fault_itself(axes, fault, top)
         for kind, messages in kinds.items():
             _draw_messages(axes, kind, messages, fault.acted, top)
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(
+            file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     return _make_inline(file.getvalue(), prefix)
 
 
@@ -136,9 +144,10 @@ def _set_axes(axes: Axes, fault: Fault) -> float:
     left, right = min(*dues, 0.0), max(*dues, fault.restored - fault.acted)
     axes.set_xlim(left - (right - left) * 0.01, right + (right - left) * 0.01)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g} s".replace("-", "−"))
+    axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g} s".replace("-", MINUS))
     axes.grid(axis="y", color=_COLOURS["line"], linewidth=0.6)
     axes.tick_params(length=0, pad=6)
+    axes.tick_params(axis="x", pad=10)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return top
@@ -155,7 +164,12 @@ def _draw_fault_itself(axes: Axes, fault: Fault, top: float) -> None:
     lasts, bound = fault.restored - fault.acted, fault.bound
     axes.axvspan(0, lasts, color=_COLOURS["shade"], linewidth=0, zorder=0)
     left, right = axes.get_xlim()
-    pen = {"color": _COLOURS["limit"], "linewidth": 1.3, "dashes": (5, 3), "zorder": 2}
+    pen: dict[str, Any] = {
+        "color": _COLOURS["limit"],
+        "linewidth": 1.3,
+        "dashes": (5, 3),
+        "zorder": 2,
+    }
     if bound.worst_ms is not None:
         axes.plot([left, right], [bound.worst_ms] * 2, **pen)
     if bound.recovery_ms is not None:

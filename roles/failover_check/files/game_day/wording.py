@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+MINUS = "\N{MINUS SIGN}"
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -19,7 +20,7 @@ def spell_count(number: int, noun: str, nouns: str = "") -> str:
 def say_milliseconds(milliseconds: float | None) -> str:
     """``7.2 ms``, ``212 ms``, ``3.4 s``, ``47 s``; a dash for None."""
     if milliseconds is None:
-        return "–"
+        return "-"
     if milliseconds < 9.95:
         return f"{milliseconds:.1f} ms"
     if milliseconds < 999.5:
@@ -29,4 +30,4 @@ def say_milliseconds(milliseconds: float | None) -> str:
 
 def say_offset(seconds: float) -> str:
     """Seconds from the act, with their sign: ``+0.041 s``."""
-    return f"{seconds:+.3f} s".replace("-", "−")
+    return f"{seconds:+.3f} s".replace("-", MINUS)
