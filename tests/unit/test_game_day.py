@@ -238,6 +238,22 @@ def test_ejection_of_another_server_is_none(day: Path) -> None:
     assert judge_first(day).eject_ms is None
 
 
+@pytest.mark.parametrize("out", ["failed: timed out", "is slow: another one overtook it"])
+@pytest.mark.parametrize("back", ["is healthy again", "is back, but slow"])
+def test_ejection_and_readmission_are_found_however_they_are_said(
+    day: Path, out: str, back: str
+) -> None:
+    journal = find_file(day, "kill", "journal")
+    lines = read_lines(journal)
+    for line in lines:
+        said = line["MESSAGE"].replace("failed: Connection refused", out)
+        line["MESSAGE"] = said.replace("is healthy again", back)
+    write_lines(journal, lines)
+    judgement = judge_first(day)
+    assert judgement.eject_ms == pytest.approx(30, abs=0.01)
+    assert judgement.readmit_ms == pytest.approx(400, abs=0.01)
+
+
 def test_ejection_before_the_act_does_not_count(day: Path) -> None:
     journal = find_file(day, "kill", "journal")
     lines = read_lines(journal)
