@@ -11,6 +11,7 @@ import matplotlib as mpl
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FormatStrFormatter
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; markers tell them apart in print.
 _STYLES = {
@@ -66,7 +67,7 @@ def _draw_throughput(throughput: dict[str, Any]) -> Any:
         panel.grid(alpha=0.3)
     panels[0].set_ylim(bottom=0)
     panels[1].set_yscale("log")
-    panels[1].yaxis.set_major_formatter(plt.FormatStrFormatter("%g"))
+    panels[1].yaxis.set_major_formatter(FormatStrFormatter("%g"))
     panels[0].legend(frameon=False)
     figure.suptitle("Two committing servers behind each relay: median and range of the rounds")
     return figure
