@@ -287,13 +287,8 @@ class Control:
         timeout: float = 600,
     ) -> Play:
         """Run a playbook as a user would, whatever its exit code."""
-        # A playbook ends with the tests, however those end.
-        command = ["setpriv", "--pdeathsig", "KILL", _find_ansible_playbook()]
-        command += ["-i", str(inventory or self.inventory)]
-        if variables:
-            command += ["-e", json.dumps(variables)]
         done = subprocess.run(
-            [*command, *arguments, playbook],
+            self._command(playbook, variables or {}, inventory or self.inventory, *arguments),
             cwd=REPOSITORY,
             env=_plain_environment(),
             stdin=subprocess.DEVNULL,
@@ -304,6 +299,29 @@ class Control:
             check=False,
         )
         return Play(done.returncode, done.stdout)
+
+    def start(self, playbook: str, variables: dict[str, Any]) -> subprocess.Popen[bytes]:
+        """Start a playbook in a process group of its own, for whoever means to interrupt it."""
+        return subprocess.Popen(
+            self._command(playbook, variables, self.inventory),
+            cwd=REPOSITORY,
+            env=_plain_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @staticmethod
+    def _command(
+        playbook: str, variables: dict[str, Any], inventory: Path, *arguments: str
+    ) -> list[str]:
+        # A playbook ends with the tests, however those end.
+        command = ["setpriv", "--pdeathsig", "KILL", _find_ansible_playbook()]
+        command += ["-i", str(inventory)]
+        if variables:
+            command += ["-e", json.dumps(variables)]
+        return [*command, *arguments, playbook]
 
     def deploy(self, *arguments: str, variables: dict[str, Any] | None = None) -> Play:
         return self.play("site.yml", *arguments, variables=variables)

@@ -127,6 +127,14 @@ def test_late_message_fails_the_fault(day: Path) -> None:
     assert judge_first(day).outcome == "passed"
 
 
+def test_message_that_was_late_before_the_fault_is_none_of_it(day: Path) -> None:
+    change_answers(day, "kill", delay(1000), 100)
+    judgement = judge_first(day)
+    assert judgement.outcome == "passed"
+    assert judgement.worst_ms is not None
+    assert judgement.worst_ms < 1000
+
+
 def test_late_recovery_fails_the_fault(tmp_path: Path) -> None:
     write_evidence(tmp_path, (_SCENES["all-stop"],))
     judgement = judge_first(tmp_path)

@@ -71,7 +71,7 @@ class Judgement:
     wrong: dict[str, int] | None = None
     """How many are lost, doubled, ...; None without a verdict."""
     worst_ms: float | None = None
-    """Of the acknowledged messages that the bound is about."""
+    """Of the acknowledged messages that the bound is about, and that the fault met."""
     recovery_ms: float | None = None
     """The same, for messages that were due before the restore: from the restore."""
     eject_ms: float | None = None
@@ -199,7 +199,8 @@ def _measure(fault: Fault, judgement: Judgement) -> None:
     judgement.excused = len(messages) - len(acknowledged) - judgement.failed
     if fault.verdict is not None:
         judgement.wrong = {kind: len(fault.verdict.wrong[kind]) for kind in WRONGS}
-    judgement.worst_ms = max(_take_times(acknowledged, fault), default=None)
+    met = [message for message in acknowledged if _meets(message, fault)]
+    judgement.worst_ms = max(_take_times(met, fault), default=None)
     if fault.bound.recovery_ms is not None and fault.restored is not None:
         since = _take_times_since(fault, fault.restored)
         judgement.recovery_ms = max(since.values(), default=None)
@@ -215,6 +216,14 @@ def _measure(fault: Fault, judgement: Judgement) -> None:
         mine = [message for message in acknowledged if find_phase(message, fault) == phase]
         judgement.stored[phase] = dict(sorted(Counter(one.server for one in mine).items()))
         judgement.spread[phase] = _spread(_take_times(mine, fault))
+
+
+def _meets(message: Message, fault: Fault) -> bool:
+    """Whether the fault can have touched a message: it had no answer yet when that began.
+
+    What was slow before has another cause: the load's first connections, say.
+    """
+    return message.answered is None or fault.acted is None or message.answered >= fault.acted
 
 
 def _take_times(messages: Sequence[Message], fault: Fault) -> list[float]:
@@ -233,6 +242,7 @@ def _take_times_since(fault: Fault, start: float) -> dict[Message, float]:
         if message.fate == ACKNOWLEDGED
         and message.answered is not None
         and _is_bound(message, fault)
+        and _meets(message, fault)
     }
 
 

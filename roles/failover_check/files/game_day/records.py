@@ -115,12 +115,16 @@ def parse_json(text: str, where: str) -> object:
 
 
 def read_lines(path: Path) -> Iterator[Record]:
-    """JSON lines. A last one that was cut off is left out: who wrote it was killed."""
+    """JSON lines; empty ones are passed over.
+
+    A last one that was cut off is left out: who wrote it was killed.
+    """
     content = _read_bytes(path) or b""
     lines = _decode(content[: content.rfind(b"\n") + 1], path).split("\n")
     for number, line in enumerate(lines[:-1], 1):
         where = f"{path}: line {number}"
-        yield Record(parse_json(line, where), where)
+        if line:
+            yield Record(parse_json(line, where), where)
 
 
 def _read_bytes(path: Path) -> bytes | None:

@@ -1,0 +1,163 @@
+"""The game day: what it breaks comes back, what it shows is true. For a node with its own disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.node import REPOSITORY, SERVERS, Control, Node, Play, wait_for
+
+_PLAYBOOK = "playbooks/game_day.yml"
+_ENGINES = "lib/python3*/site-packages/sealrelay/store/engines.py"
+_LATE = ("acknowledged later than", "due and never sent")
+"""Reasons that a busy machine can bring about, and that say nothing about what is stored."""
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    return tmp_path / "reports"
+
+
+@pytest.fixture(autouse=True)
+def settled_again(node: Node) -> Iterator[None]:
+    node.settle()
+    yield
+    node.settle()
+
+
+def hold(control: Control, reports: Path, *faults: str, **variables: Any) -> Play:
+    chosen = {"failover_check_faults": list(faults)} if faults else {}
+    return control.play(
+        _PLAYBOOK, variables={"failover_check_report_dir": str(reports), **chosen, **variables}
+    )
+
+
+def read_report(reports: Path) -> dict[str, dict[str, Any]]:
+    (folder,) = reports.iterdir()
+    page = (folder / "report.html").read_text()
+    assert "<svg" in page
+    report = json.loads((folder / "report.json").read_text())
+    return {fault["name"]: fault for fault in report["faults"]}
+
+
+def assert_unharmed(fault: dict[str, Any]) -> None:
+    """Nothing lost, doubled or failed. How late a message may be is for a quiet machine to say."""
+    assert set(fault["wrong"].values()) == {0}, fault
+    assert fault["failed"] == 0, fault
+    others = [why for why in fault["reasons"] if not any(late in why for late in _LATE)]
+    assert others == [], fault
+
+
+def test_nothing_is_lost_doubled_or_refused_whatever_fails(
+    node: Node, control: Control, reports: Path
+) -> None:
+    faults = "kill freeze blackhole_out clock_skew coordinator_kill disk_full power_loss revoked"
+    play = hold(control, reports, *faults.split())
+    found = read_report(reports)
+    assert list(found) == faults.split(), play.out
+    for fault in found.values():
+        assert_unharmed(fault)
+    assert found["kill"]["eject_ms"] is not None
+    assert found["kill"]["readmit_ms"] is not None
+    # It left nothing behind.
+    assert node.try_run("nft", "list", "table", "inet", "sealrelay_fault").returncode != 0
+    assert node.try_run("test", "-e", "/var/tmp/sealrelay-fault").returncode != 0
+    assert node.try_run("test", "-e", "/var/lib/sealrelay/.sealrelay-fault").returncode != 0
+    assert node.shell("ls /etc/sealrelay/*/*.before /etc/sealrelay/*/*/*.before || true") == ""
+
+
+def test_store_that_does_not_sync_is_caught(node: Node, control: Control, reports: Path) -> None:
+    """The power loss is real: what was acknowledged before it reached the disk is gone."""
+    engines = node.shell(f"echo /opt/sealrelay/current/{_ENGINES}").strip()
+    node.run("cp", "-p", engines, f"{engines}.good")
+    try:
+        node.run("sed", "-i", "s/PRAGMA synchronous = FULL/PRAGMA synchronous = OFF/", engines)
+        node.run("systemctl", "restart", *SERVERS)
+        play = hold(control, reports, "power_loss")
+    finally:
+        node.run("mv", f"{engines}.good", engines)
+        node.run("systemctl", "restart", *SERVERS)
+    assert play.code != 0
+    assert read_report(reports)["power_loss"]["wrong"]["lost"] > 0, play.out
+
+
+def test_fault_ends_by_itself_when_the_playbook_is_interrupted(
+    node: Node, control: Control, reports: Path
+) -> None:
+    variables = {
+        "failover_check_report_dir": str(reports),
+        "failover_check_faults": ["blackhole"],
+        "failover_check_fault_seconds": 10,
+    }
+    process = control.start(_PLAYBOOK, variables=variables)
+    try:
+        wait_for(lambda: has_table(node), "the server is cut off", seconds=120)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+    finally:
+        process.kill()
+    assert has_table(node)
+    wait_for(lambda: not has_table(node), "the server can be reached again")
+    # What it left is cleared away by the next one.
+    play = hold(control, reports / "next", "stop")
+    assert_unharmed(read_report(reports / "next")["stop"])
+    assert "PLAY RECAP" in play.out
+
+
+def has_table(node: Node) -> bool:
+    return node.try_run("nft", "list", "table", "inet", "sealrelay_fault").returncode == 0
+
+
+def test_it_asks_first_and_says_what_it_would_do(control: Control, reports: Path) -> None:
+    play = hold(control, reports, "stop", "revoked", failover_check_is_lab=False)
+    assert play.code != 0
+    assert "stop: A server is stopped (sealrelay-server@5001 on node1)" in play.text
+    assert "Nothing was done." in play.text
+    assert "say it with -e confirm=yes" in play.text
+    assert not reports.exists()
+
+
+def test_it_leaves_a_deployment_alone_that_is_not_healthy(
+    node: Node, control: Control, reports: Path
+) -> None:
+    node.run("systemctl", "stop", SERVERS[1])
+    play = hold(control, reports, "stop")
+    assert play.code != 0
+    assert "Nothing was stopped, since the deployment is not healthy" in play.text
+    assert node.is_active(SERVERS[0])
+
+
+def test_it_knows_its_faults(control: Control, reports: Path) -> None:
+    play = hold(control, reports, "stop", "earthquake")
+    assert play.code != 0
+    assert "There is no fault earthquake; the faults are stop, kill, freeze" in play.text
+
+
+def test_a_rehearsal_breaks_nothing(node: Node, control: Control, reports: Path) -> None:
+    since = node.now()
+    play = control.play(_PLAYBOOK, "--check", variables={"failover_check_report_dir": str(reports)})
+    assert (play.code, play.changed) == (0, 0), play.out
+    assert not reports.exists()
+    assert node.journal("sealrelay-fault", since=since) == ""
+
+
+def test_page_and_verdict_can_be_had_again_from_the_evidence(
+    control: Control, reports: Path
+) -> None:
+    hold(control, reports, "stop")
+    (folder,) = reports.iterdir()
+    program = REPOSITORY / "roles/failover_check/files/game_day"
+    before = (folder / "report.html").read_text()
+    done = subprocess.run(
+        [sys.executable, program, "page", folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "report.html").read_text() == before
