@@ -17,6 +17,10 @@ from tests.support.node import REPOSITORY, SERVERS, Control, Node, Play, wait_fo
 
 _PLAYBOOK = "playbooks/game_day.yml"
 _ENGINES = "lib/python3*/site-packages/sealrelay/store/engines.py"
+_LEFT = (
+    "/var/tmp/sealrelay-fault",  # noqa: S108 - the role's own, mode 0700
+    "/var/lib/sealrelay/.sealrelay-fault",
+)
 _LATE = ("acknowledged later than", "due and never sent")
 """Reasons that a busy machine can bring about, and that say nothing about what is stored."""
 
@@ -69,8 +73,7 @@ def test_nothing_is_lost_doubled_or_refused_whatever_fails(
     assert found["kill"]["readmit_ms"] is not None
     # It left nothing behind.
     assert node.try_run("nft", "list", "table", "inet", "sealrelay_fault").returncode != 0
-    assert node.try_run("test", "-e", "/var/tmp/sealrelay-fault").returncode != 0
-    assert node.try_run("test", "-e", "/var/lib/sealrelay/.sealrelay-fault").returncode != 0
+    assert [path for path in _LEFT if node.try_run("test", "-e", path).returncode == 0] == []
     assert node.shell("ls /etc/sealrelay/*/*.before /etc/sealrelay/*/*/*.before || true") == ""
 
 
@@ -149,9 +152,7 @@ def test_a_rehearsal_breaks_nothing(node: Node, control: Control, reports: Path)
     assert node.journal("sealrelay-fault", since=since) == ""
 
 
-def test_page_and_verdict_can_be_had_again_from_the_evidence(
-    control: Control, reports: Path
-) -> None:
+def test_page_can_be_had_again_from_the_evidence(control: Control, reports: Path) -> None:
     hold(control, reports, "stop")
     (folder,) = reports.iterdir()
     program = REPOSITORY / "roles/failover_check/files/game_day"
