@@ -58,7 +58,7 @@ def make_relay(settings: CoordinatorSettings, started: float, credentials: Crede
         dispatch,
         urls,
         connect,
-        Observer(settings.name, urls, dispatch, settings.max_waiting, started),
+        Observer(settings.name, urls, dispatch, settings.max_waiting, started, settings.lanes),
         lanes=settings.lanes,
         attempt_timeout=settings.attempt_timeout,
         probe_interval=settings.probe_interval,
