@@ -16,6 +16,7 @@ from sealrelay.figures import Scrape
 from sealrelay.page import (
     History,
     StatusPage,
+    Step,
     Validity,
     draw_latencies,
     draw_rates,
@@ -179,23 +180,43 @@ def test_recent_is_the_last_minute_or_as_long_as_is_known() -> None:
     history, now = History(), Scrape(1000.0, 1.0, messages={"ok": 100.0})
     assert history.recent(now)[1] == 999.0
     for at in range(900, 1000, 5):
-        history._looks.append(Scrape(float(at), 1.0, messages={"ok": at - 900.0}))
+        history.note(Scrape(float(at), 1.0, messages={"ok": at - 900.0}))
     recent, seconds = history.recent(now)
     assert (seconds, recent.answered) == (65.0, 65.0)
-    assert len(history.steps()) == 19
 
 
-def step(good: float, bad: float = 0.0) -> tuple[Scrape, float]:
-    latencies = {0.001: good, 0.01: good + bad} if good + bad else {}
-    return Scrape(0.0, messages={"ok": good, "malformed": bad}, latencies=latencies), 5.0
+def test_steps_are_of_ten_minutes() -> None:
+    history = History()
+    for number in range(200):
+        messages = {"ok": 10.0 * number, "malformed": 5.0 * number}
+        latencies = {0.001: 10.0 * number, 0.01: 15.0 * number}
+        at = 1000.0 + 5 * number
+        history.note(Scrape(at, 1.0, messages=messages, latencies=latencies))
+    assert len(history.steps) == 120
+    newest = history.steps[-1]
+    assert (newest.rate, newest.problems) == (3.0, 1.0)
+    assert 1.0 < newest.p99 < 10.0
+
+
+def test_clock_that_was_set_back_makes_no_step() -> None:
+    history = History()
+    for at in (1000.0, 990.0, 995.0):
+        history.note(Scrape(at, 1.0))
+    assert len(history.steps) == 1
+
+
+def step(rate: float, problems: float = 0.0, p99: float = 0.0) -> Step:
+    return Step(rate, problems, p99)
 
 
 def test_chart_has_a_bar_a_step_and_the_newest_at_the_right() -> None:
-    chart = draw_rates([step(50), step(0), step(70, 30)])
+    chart = draw_rates([step(10), step(0), step(20, 6)])
     assert chart.highest == 20.0
     assert [bar.x for bar in chart.bars] == [chart.width - 3, chart.width - 2, chart.width - 1]
     assert [bar.height for bar in chart.bars] == [20.0, 0.0, 40.0]
     assert [bar.bad for bar in chart.bars] == [0.0, 0.0, 12.0]
+    assert chart.outline == "M117 40v-20h0.8v20zM119 40v-40h0.8v40z"
+    assert chart.bad_outline == "M119 12v-12h0.8v12z"
 
 
 def test_one_problem_among_thousands_is_still_seen() -> None:
@@ -210,9 +231,9 @@ def test_chart_of_nothing_is_empty() -> None:
     assert "none in ten minutes" in render(server())
 
 
-def test_latencies_are_in_milliseconds() -> None:
-    chart = draw_latencies([step(0), step(100)])
-    assert 0.9 < chart.highest <= 1.0
+def test_chart_of_latencies_has_no_bar_where_nothing_was_answered() -> None:
+    chart = draw_latencies([step(0), step(1, p99=12.5)])
+    assert chart.highest == 12.5
     assert [bar.height for bar in chart.bars] == [0.0, 40.0]
 
 

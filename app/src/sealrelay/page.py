@@ -10,11 +10,9 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import pairwise
-from typing import TypeVar
 
 import gevent
 from flask import Flask, Response, render_template
@@ -37,45 +35,60 @@ from sealrelay.words import (
 
 _log = logging.getLogger("sealrelay.page")
 
-T = TypeVar("T")
-
 REFRESH_EVERY = 5
 """Seconds until the page asks to be loaded again."""
 _LOOK_EVERY = 5.0
 """Seconds between two looks at what was counted. One costs about a millisecond."""
-_LOOKS = 121
-"""Looks that are kept: ten minutes."""
+_STEPS = 120
+"""Steps from look to look that are kept: ten minutes."""
 _RECENT = 60.0
 """Seconds that the page calls recent."""
 _SHARES = (0.5, 0.9, 0.99, 0.999)
 _CHART_HEIGHT = 40.0
+_BAR_WIDTH = 0.8
 _LEAST_BAR = 0.75
 """So that one message among thousands is still seen."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """What came between two looks: messages and problems a second, milliseconds."""
+
+    rate: float
+    problems: float
+    p99: float
+
+
 class History:
-    """What all workers of this service have counted, for the last ten minutes."""
+    """What all workers of this service have counted lately."""
 
     def __init__(self) -> None:
-        self._looks: deque[Scrape] = deque(maxlen=_LOOKS)
+        self._looks: deque[Scrape] = deque(maxlen=int(_RECENT / _LOOK_EVERY) + 2)
+        self.steps: deque[Step] = deque(maxlen=_STEPS)
+        """Of the last ten minutes, the newest last."""
 
     def keep_looking(self) -> None:
         """Look again and again; never returns."""
         while True:
             try:
-                self._looks.append(look())
+                self.note(look())
             except Exception:  # noqa: BLE001 - a full /run, say; there is another try soon
                 _log.exception("The figures could not be read")
             gevent.sleep(_LOOK_EVERY)
+
+    def note(self, now: Scrape) -> None:
+        """Remember a look, and what came since the one before."""
+        if self._looks:
+            came, seconds = now.since(self._looks[-1])
+            if seconds > 0:  # a clock that was set back makes no step
+                p99 = came.find_latency(0.99) or 0.0
+                self.steps.append(Step(came.answered / seconds, came.problems / seconds, p99))
+        self._looks.append(now)
 
     def recent(self, now: Scrape) -> tuple[Scrape, float]:
         """What came in the last minute, or since it is known, and in how many seconds."""
         young = (past for past in self._looks if now.at - past.at <= _RECENT + _LOOK_EVERY)
         return now.since(next(young, None))
-
-    def steps(self) -> list[tuple[Scrape, float]]:
-        """What came between each two looks, and in how many seconds."""
-        return [later.since(earlier) for earlier, later in pairwise(self._looks)]
 
 
 def look() -> Scrape:
@@ -130,11 +143,21 @@ class Chart:
 
     @property
     def width(self) -> int:
-        return _LOOKS - 1
+        return _STEPS
 
     @property
     def height(self) -> float:
         return _CHART_HEIGHT
+
+    @property
+    def outline(self) -> str:
+        """All bars as one SVG path."""
+        return _outline((bar.x, self.height, bar.height) for bar in self.bars)
+
+    @property
+    def bad_outline(self) -> str:
+        """Of all bars the part that is bad."""
+        return _outline((bar.x, self.height - bar.height + bar.bad, bar.bad) for bar in self.bars)
 
 
 def judge_servers(servers: Sequence[ServerReport], validities: Sequence[Validity]) -> Verdict:
@@ -188,25 +211,20 @@ def list_validities(report: Report, own: Scrape) -> list[Validity]:
     return validities
 
 
-def draw_rates(steps: Sequence[tuple[Scrape, float]]) -> Chart:
+def draw_rates(steps: Collection[Step]) -> Chart:
     """Messages a second; the upper part of a bar are problems."""
-    rates = [
-        (step.answered / seconds, step.problems / seconds) if seconds > 0 else (0.0, 0.0)
-        for step, seconds in steps
-    ]
-    highest = max((rate for rate, _ in rates), default=0.0)
+    highest = max((step.rate for step in steps), default=0.0)
     bars = [
-        Bar(x, _scale(rate, highest), _scale(bad, highest))
-        for x, (rate, bad) in _from_the_right(rates)
+        Bar(x, _scale(step.rate, highest), _scale(step.problems, highest))
+        for x, step in _from_the_right(steps)
     ]
     return Chart(bars, highest)
 
 
-def draw_latencies(steps: Sequence[tuple[Scrape, float]]) -> Chart:
+def draw_latencies(steps: Collection[Step]) -> Chart:
     """The 99th percentile in milliseconds; no bar where no message was answered."""
-    values = [step.find_latency(0.99) or 0.0 for step, _ in steps]
-    highest = max(values, default=0.0)
-    return Chart([Bar(x, _scale(each, highest)) for x, each in _from_the_right(values)], highest)
+    highest = max((step.p99 for step in steps), default=0.0)
+    return Chart([Bar(x, _scale(step.p99, highest)) for x, step in _from_the_right(steps)], highest)
 
 
 def add_filters(app: Flask) -> None:
@@ -228,6 +246,7 @@ class StatusPage:
 
     def __init__(self, app: Flask, trust_domain: str) -> None:
         add_filters(app)
+        app.jinja_env.get_template("status.html")  # compiled now, and not while messages wait
         self._trust_domain = trust_domain
         self._history = History()
         self._headers = {
@@ -246,7 +265,6 @@ class StatusPage:
         """The page for what ``/api/status`` says; with ``refresh`` it loads itself again."""
         total = look()
         recent, seconds = self._history.recent(total)
-        steps = self._history.steps()
         validities = list_validities(report, total)
         # one report of ten kinds of problem is none of a hundred that never happened
         results = [name for name, count in total.messages.items() if count or name == "ok"]
@@ -260,8 +278,8 @@ class StatusPage:
             results=sorted(results, key=lambda name: (not is_good(name), name)),
             good=is_good,
             shares=_SHARES,
-            rates=draw_rates(steps),
-            latencies=draw_latencies(steps),
+            rates=draw_rates(self._history.steps),
+            latencies=draw_latencies(self._history.steps),
             validities=validities,
             verdict=judge_servers(report.servers, validities),
             refresh=REFRESH_EVERY if refresh else None,
@@ -299,12 +317,19 @@ def _worst_level(validity: Validity) -> str:
     return next((level for level in ("bad", "warn") if level in levels), "good")
 
 
+def _outline(bars: Iterable[tuple[int, float, float]]) -> str:
+    """Of bars as (x, foot, height); y grows downwards."""
+    return "".join(
+        f"M{x} {foot:g}v{-height:g}h{_BAR_WIDTH}v{height:g}z" for x, foot, height in bars if height
+    )
+
+
 def _scale(value: float, highest: float) -> float:
     return max(_LEAST_BAR, round(value / highest * _CHART_HEIGHT, 2)) if value > 0 else 0.0
 
 
-def _from_the_right(values: Sequence[T]) -> Iterable[tuple[int, T]]:
-    return enumerate(values, start=_LOOKS - 1 - len(values))
+def _from_the_right(steps: Collection[Step]) -> Iterable[tuple[int, Step]]:
+    return enumerate(steps, start=_STEPS - len(steps))
 
 
 def _utc(at: float) -> datetime:
