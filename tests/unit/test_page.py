@@ -20,7 +20,7 @@ from sealrelay.page import (
     Validity,
     draw_latencies,
     draw_rates,
-    judge_servers,
+    judge,
     list_validities,
 )
 from sealrelay.wire import Expiries, HealthAnswer
@@ -121,7 +121,7 @@ def test_page_asks_to_be_loaded_again_unless_it_is_told_not_to() -> None:
 )
 def test_verdict_is_the_worst_that_there_is_to_say(states: str, level: str, text: str) -> None:
     servers = [server(state=Health(state)) for state in states.split()]
-    verdict = judge_servers(servers, [])
+    verdict = judge(servers, [])
     assert (verdict.level, verdict.text) == (level, text)
     page = parse_page(render(*servers))
     assert text_of(page, ".//section[@aria-label='Verdict']//h2") == text
@@ -134,7 +134,7 @@ def judge_validity(**told: float) -> tuple[list[Validity], str, str]:
     report = Report("c1", 1.0, 1, 0, [server(told=HealthAnswer(expires=ends))])
     own = Scrape(now, expiries={"cert": now + 300 * DAY, "ca": now + 900 * DAY})
     validities = list_validities(report, own)
-    verdict = judge_servers(report.servers, validities)
+    verdict = judge(report.servers, validities)
     return validities, verdict.level, verdict.detail
 
 
@@ -168,6 +168,14 @@ def test_what_runs_out_is_told_in_time(which: str, days: float, level: str, left
     assert (found.level, found.left) == (level, left)
     assert worst == ("good" if level == "good" else "warn")
     assert detail == ("" if level == "good" else "Certificates or CRLs of server1 run out.")
+
+
+def test_verdict_on_a_server_that_is_down_leaves_no_certificate_out() -> None:
+    validities, _, detail = judge_validity(cert=1, ca=900, crl=20)
+    verdict = judge([server(state=Health.DOWN), server("two")], validities)
+    assert verdict.text == "1 of 2 servers is down"
+    assert verdict.detail == f"The others take all messages. {detail}"
+    assert judge([server(state=Health.DOWN)], validities).level == "bad"
 
 
 def test_server_that_has_said_nothing_is_not_known() -> None:

@@ -124,6 +124,11 @@ class Validity:
     ca: Expiry | None
     crl: Expiry | None
 
+    @property
+    def lasts(self) -> bool:
+        """Whether nobody has to see to any of them."""
+        return all(each.level == "good" for each in (self.leaf, self.ca, self.crl) if each)
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -160,8 +165,18 @@ class Chart:
         return _outline((bar.x, self.height - bar.height + bar.bad, bar.bad) for bar in self.bars)
 
 
-def judge_servers(servers: Sequence[ServerReport], validities: Sequence[Validity]) -> Verdict:
-    """The worst that there is to say, first."""
+def judge(servers: Sequence[ServerReport], validities: Sequence[Validity]) -> Verdict:
+    """What the servers' states come to, and below it what else somebody is to see to."""
+    verdict = _judge_servers(servers)
+    due = [validity.owner for validity in validities if not validity.lasts]
+    if not due:
+        return verdict
+    details = [verdict.detail, f"Certificates or CRLs of {', '.join(due)} run out."]
+    level = "warn" if verdict.level == "good" else verdict.level
+    return Verdict(level, verdict.text, " ".join(filter(None, details)))
+
+
+def _judge_servers(servers: Sequence[ServerReport]) -> Verdict:
     number = len(servers)
     down = sum(server.state is Health.DOWN for server in servers)
     slow = sum(server.state is Health.SLOW for server in servers)
@@ -175,9 +190,6 @@ def judge_servers(servers: Sequence[ServerReport], validities: Sequence[Validity
         text = f"{slow} of {number} servers {'is' if slow == 1 else 'are'} slow"
         return Verdict("warn", text, "A slow server gets only what no healthy one can take.")
     text = "The server is healthy" if number == 1 else f"All {number} servers are healthy"
-    due = [validity.owner for validity in validities if _worst_level(validity) != "good"]
-    if due:
-        return Verdict("warn", text, f"Certificates or CRLs of {', '.join(due)} run out.")
     return Verdict("good", text, "")
 
 
@@ -281,7 +293,7 @@ class StatusPage:
             rates=draw_rates(self._history.steps),
             latencies=draw_latencies(self._history.steps),
             validities=validities,
-            verdict=judge_servers(report.servers, validities),
+            verdict=judge(report.servers, validities),
             refresh=REFRESH_EVERY if refresh else None,
             version=__version__,
             release=release_folder(),
@@ -310,11 +322,6 @@ def _describe_expiry(ends: float | None, now: float, soon: float, over: str) -> 
         return None
     level = "bad" if ends <= now else "warn" if ends - now <= soon else "good"
     return Expiry(ends, tell_time_left(ends, now, over), level)
-
-
-def _worst_level(validity: Validity) -> str:
-    levels = [each.level for each in (validity.leaf, validity.ca, validity.crl) if each]
-    return next((level for level in ("bad", "warn") if level in levels), "good")
 
 
 def _outline(bars: Iterable[tuple[int, float, float]]) -> str:
