@@ -27,7 +27,7 @@ def main() -> None:
         from sealrelay.identity import Role
         from sealrelay.wire import Outcome
 
-        observer = Observer("coordinator1", {"one": "https://127.0.0.1:1"}, None, 1, 0.0)  # type: ignore[arg-type]
+        observer = Observer("coordinator1", {"one": "https://127.0.0.1:1"}, None, 1, 0.0, 1)  # type: ignore[arg-type]
 
         def answer_message() -> None:
             metrics.MESSAGES.add("ok")

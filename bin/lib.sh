@@ -85,6 +85,17 @@ install_postgresql() {
   as_root sed -i "\|^$line\$|d" "$settings"
 }
 
+# Install a browser for tests, and what imports certificates into it, from Debian's archive.
+# Ubuntu's has none: its package only fetches a snap, which has a home of its own.
+install_browser() {
+  have_package_lists || apt_get update
+  if apt-cache show chromium >/dev/null 2>&1; then
+    install_packages chromium libnss3-tools openssl
+  else
+    say "there is no package chromium here, so the status page is not opened in a browser"
+  fi
+}
+
 # Under sudo, what a user must be able to read or change belongs to that user.
 give_to_caller() {
   [[ -z ${SUDO_UID:-} ]] || chown "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" -- "$@"

@@ -381,6 +381,8 @@ def test_token_is_taken_within_its_window_only(
         ("POST", "/api/batch"),
         ("POST", "/healthz"),
         ("HEAD", "/healthz"),
+        ("POST", "/status"),
+        ("GET", "/status/"),
         ("GET", "/static/x"),
         ("GET", "/api/%2e%2e/healthz"),
     ],

@@ -137,7 +137,7 @@ def test_only_operators_see_metrics_and_status(deployed: Deployment) -> None:
 
 
 def test_looking_leaves_nothing_in_the_access_log(deployed: Deployment) -> None:
-    for path in ("/metrics", "/api/status", "/healthz"):
+    for path in ("/metrics", "/status", "/api/status", "/healthz"):
         ask(deployed.coordinator, operator_leaf(deployed), "GET", path)
     ask(deployed.coordinator, operator_leaf(deployed), "GET", "/no-such-path")
     wait_until(lambda: "/no-such-path" in deployed.coordinator.log, "the access is logged")

@@ -180,7 +180,9 @@ def test_operator_learns_of_no_message_and_no_client(deployment: Deployment) -> 
         receipt = client.send("not for operators")
     folder = deployment.operator_config().parent
     for service in deployment.services:
-        paths = ["/metrics", "/healthz"] + ["/api/status"] * (service is deployment.coordinator)
+        paths = ["/metrics", "/healthz"]
+        if service is deployment.coordinator:
+            paths += ["/api/status", "/status"]
         for path in paths:
             answer = ask(service, folder, "GET", path)
             assert answer.status == 200

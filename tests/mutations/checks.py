@@ -224,6 +224,7 @@ IDENTITIES = [
     _everybody_may_call("COORDINATOR_DATA", "Role.CLIENT"),
     _everybody_may_call("COORDINATOR_HEALTH", "Role.COORDINATOR, Role.OPERATOR"),
     _everybody_may_call("COORDINATOR_STATUS", "Role.OPERATOR"),
+    _everybody_may_call("COORDINATOR_PAGE", "Role.OPERATOR"),
     _everybody_may_call("COORDINATOR_METRICS", "Role.OPERATOR"),
     _everybody_may_call("SERVER_DATA", "Role.COORDINATOR"),
     _everybody_may_call("SERVER_BATCH", "Role.COORDINATOR"),

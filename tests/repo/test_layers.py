@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "app" / "src" / "sealrelay"
 
 # From the ground up; what stands on one line does not import each other.
 LAYERS = [
-    {"", "errors", "text", "processes", "quick", "journal"},
+    {"", "errors", "text", "words", "figures", "processes", "quick", "journal"},
     {"identity", "seal"},
     {"trust", "door"},
     {"tls"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"credentials"},
     {"web"},
     {"dispatch"},
+    {"page"},
     {"server", "coordinator"},
     {"worker"},
     {"serving", "client", "probe", "status", "verify", "reseal"},

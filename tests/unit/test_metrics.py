@@ -14,6 +14,7 @@ from sealrelay.dispatch.decisions import Attempt, Dispatch, Health, Lane, Limits
 from sealrelay.dispatch.observer import Observer, Report, ServerReport, merge_reports
 from sealrelay.identity import Role
 from sealrelay.processes import read_reports, share_folder, shared_folder
+from sealrelay.wire import Expiries, HealthAnswer
 from tests.support.metrics import Metrics
 
 
@@ -73,7 +74,7 @@ def dispatch() -> Dispatch:
 
 @pytest.fixture
 def observer(dispatch: Dispatch) -> Observer:
-    return Observer("coordinator1", URLS, dispatch, 100, 1000.0)
+    return Observer("coordinator1", URLS, dispatch, 100, 1000.0, lanes=2)
 
 
 @pytest.fixture
@@ -160,6 +161,24 @@ def test_waiting_messages_are_reported(dispatch: Dispatch, observer: Observer) -
     assert figures()("sealrelay_queue_limit_messages") == 100
 
 
+@pytest.mark.usefixtures("folder")
+def test_lanes_and_what_a_server_says_of_itself_are_reported(
+    dispatch: Dispatch, observer: Observer
+) -> None:
+    before = seen(observer)["one"]
+    assert (before.lanes, before.busy_lanes, before.told) == (2, 2, None)  # none has begun
+    for _ in range(2):
+        dispatch.lane_idle(Lane("one"))
+    assert seen(observer)["one"].busy_lanes == 0
+    dispatch.enqueue(Message(b"id", "client1", "token", deadline=100.0), 0.0)
+    assert dispatch.next_attempt(0.0) is not None
+    assert seen(observer)["one"].busy_lanes == 1
+    health = HealthAnswer("0.1.0", 5.0, Expiries(cert=7.0, crl=8.0))
+    observer.told("one", health)
+    assert seen(observer)["one"].told == health
+    assert seen(observer)["two"].told is None
+
+
 def report(**server: object) -> bytes:
     values = {"name": "one", "url": URLS["one"], "state": "healthy", **server}
     return msgspec.json.encode(
@@ -183,6 +202,15 @@ def test_worst_state_of_all_workers_counts() -> None:
         assert (server.last_failure, server.last_failure_at) == ("new", 9.0)
     _, server = merged(healthy, slow)
     assert (server.state, server.reason) == (Health.SLOW, "overtaken by two")
+
+
+def test_lanes_of_all_workers_are_added_up() -> None:
+    told = {"version": "0.1.0", "started": 5.0, "expires": {"cert": 7.0}}
+    one, two = report(lanes=4, busy_lanes=1), report(lanes=4, busy_lanes=3, told=told)
+    for order in ((one, two), (two, one)):
+        _, server = merged(*order)
+        assert (server.lanes, server.busy_lanes) == (8, 4)
+        assert server.told == HealthAnswer("0.1.0", 5.0, Expiries(cert=7.0))
 
 
 def test_of_two_workers_that_agree_the_one_that_saw_it_first_is_believed() -> None:

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealrelay.cli.status import _duration, _tell_time_left
+from sealrelay.cli.status import _tell_time_left
+from sealrelay.figures import Scrape, find_quantile, read_scrape
 from sealrelay.identity import Role
-from sealrelay.status import Row, Scrape, find_quantile, read_scrape
+from sealrelay.status import Row
+from sealrelay.words import tell_duration
 
 INF = math.inf
 
@@ -105,4 +107,4 @@ def test_time_that_certificate_and_crl_have_left(
     [(-1, "0 s"), (59.9, "59 s"), (60, "1 min"), (7500, "2 h 5 min"), (90_000 * 10, "10 d")],
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
+    assert tell_duration(seconds) == text

@@ -9,7 +9,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 
 from sealrelay import metrics
 from sealrelay.config import CoordinatorSettings
@@ -17,8 +17,9 @@ from sealrelay.credentials import Credentials
 from sealrelay.dispatch import DeadlinePassed, Message, NoHealthyServer, QueueFull, Relay
 from sealrelay.dispatch.connection import ServerConnection
 from sealrelay.dispatch.decisions import Dispatch, Limits
-from sealrelay.dispatch.observer import Observer, merge_reports
+from sealrelay.dispatch.observer import Observer, Report, merge_reports
 from sealrelay.identity import Endpoint, Identity, Role
+from sealrelay.page import StatusPage
 from sealrelay.processes import read_reports
 from sealrelay.replies import Problem, Reply, message_reply
 from sealrelay.seal import Token
@@ -58,7 +59,7 @@ def make_relay(settings: CoordinatorSettings, started: float, credentials: Crede
         dispatch,
         urls,
         connect,
-        Observer(settings.name, urls, dispatch, settings.max_waiting, started),
+        Observer(settings.name, urls, dispatch, settings.max_waiting, started, settings.lanes),
         lanes=settings.lanes,
         attempt_timeout=settings.attempt_timeout,
         probe_interval=settings.probe_interval,
@@ -74,6 +75,8 @@ def create_app(settings: CoordinatorSettings, started: float, credentials: Crede
     credentials.when_changed(relay.renew_connections)
     relay.start()
     app = make_app(__name__, settings, started, credentials)
+    page = StatusPage(app, settings.trust_domain)
+    page.start()
 
     def take_data(peer: Identity, environ: WSGIEnvironment) -> Reply:
         result = "unexpected"
@@ -118,8 +121,15 @@ def create_app(settings: CoordinatorSettings, started: float, credentials: Crede
 
     @app.get("/api/status", provide_automatic_options=False)
     def show_status() -> Response:
+        return json_response(read_report())
+
+    @app.get("/status", provide_automatic_options=False)
+    def show_page() -> Response:
+        return page.show(read_report(), refresh=request.args.get("refresh") != "off")
+
+    def read_report() -> Report:
         metrics.publish()  # this worker's report is as old as the others' otherwise
-        return json_response(merge_reports(read_reports()))
+        return merge_reports(read_reports())
 
     add_message_endpoint(app, settings, Endpoint.COORDINATOR_DATA, take_data)
     return app

@@ -16,6 +16,7 @@ from sealrelay.config import ServiceSettings, load_tls
 from sealrelay.reload import LOOK_EVERY, Reloadable, fingerprint
 from sealrelay.tls import TlsSet
 from sealrelay.trust import Leaf, Trust
+from sealrelay.wire import Expiries
 
 _log = logging.getLogger("sealrelay.credentials")
 
@@ -58,6 +59,12 @@ class Credentials:
         for files in self._others:
             stamps |= files.in_use
         return fingerprint(stamps)
+
+    @property
+    def expiries(self) -> Expiries:
+        """When what is in use runs out."""
+        trust = self.tls.trust
+        return Expiries(self.tls.expires, trust.expires, trust.next_update)
 
     def when_changed(self, listener: Callable[[], None]) -> None:
         """Have ``listener`` called after each change of ``generation``."""

@@ -32,6 +32,7 @@ class Endpoint(enum.Enum):
     COORDINATOR_DATA = (Role.COORDINATOR, "POST", "/api/data")
     COORDINATOR_HEALTH = (Role.COORDINATOR, "GET", "/healthz")
     COORDINATOR_STATUS = (Role.COORDINATOR, "GET", "/api/status")
+    COORDINATOR_PAGE = (Role.COORDINATOR, "GET", "/status")
     COORDINATOR_METRICS = (Role.COORDINATOR, "GET", "/metrics")
     SERVER_DATA = (Role.SERVER, "POST", "/api/data")
     SERVER_BATCH = (Role.SERVER, "POST", "/api/batch")
@@ -46,6 +47,7 @@ MAY_CALL: Mapping[Endpoint, frozenset[Role]] = MappingProxyType(
         Endpoint.COORDINATOR_HEALTH: frozenset({Role.COORDINATOR, Role.OPERATOR}),
         # how much traffic there is, and from where it is stored, is nobody else's business
         Endpoint.COORDINATOR_STATUS: frozenset({Role.OPERATOR}),
+        Endpoint.COORDINATOR_PAGE: frozenset({Role.OPERATOR}),
         Endpoint.COORDINATOR_METRICS: frozenset({Role.OPERATOR}),
         Endpoint.SERVER_DATA: frozenset({Role.COORDINATOR}),
         Endpoint.SERVER_BATCH: frozenset({Role.COORDINATOR}),

@@ -310,6 +310,12 @@ def scrape(role: Role) -> bytes:
     return generate_latest(_Scrape(role))
 
 
+def collect(role: Role) -> Iterable[Metric]:
+    """The same, to be read here."""
+    publish()
+    return _Scrape(role).collect()
+
+
 def note_tls(tls: TlsSet) -> None:
     """This set of TLS files is in use from now on."""
     CERTIFICATE_EXPIRY.labels("cert").set(tls.expires)

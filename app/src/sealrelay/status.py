@@ -10,15 +10,15 @@ import ssl
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
-from prometheus_client.parser import text_string_to_metric_families
 
 from sealrelay.config import OperatorSettings, load_tls, split_url
 from sealrelay.dispatch.decisions import Health
 from sealrelay.dispatch.observer import Report, ServerReport
+from sealrelay.figures import Scrape, read_scrape
 from sealrelay.identity import Identity, IdentityRefused, Role
 from sealrelay.reload import Reloadable
 from sealrelay.tls import describe_tls_error
@@ -67,38 +67,6 @@ class Picture(msgspec.Struct):
     """Seconds that rates and latencies are about; None: since each service was started."""
     healthy: bool
     rows: list[Row]
-
-
-@dataclass
-class Scrape:
-    """What one service counted until a moment."""
-
-    at: float
-    """Seconds since the epoch."""
-    started: float = 0.0
-    expires: float | None = None
-    crl_next_update: float | None = None
-    version: str = ""
-    messages: dict[str, float] = field(default_factory=dict)
-    """By result."""
-    latencies: dict[float, float] = field(default_factory=dict)
-    """Messages answered within so many seconds, by those seconds."""
-    store_bytes: int | None = None
-
-    def since(self, before: Scrape | None) -> tuple[Scrape, float]:
-        """What came since ``before``, and in how many seconds. Since the service's start where
-        there was nothing before, or where it was started again meanwhile."""
-        if before is None or before.started != self.started:
-            return self, self.at - self.started
-        messages = {
-            result: count - before.messages.get(result, 0.0)
-            for result, count in self.messages.items()
-        }
-        latencies = {
-            bound: count - before.latencies.get(bound, 0.0)
-            for bound, count in self.latencies.items()
-        }
-        return Scrape(self.at, messages=messages, latencies=latencies), self.at - before.at
 
 
 class Watch:
@@ -211,13 +179,10 @@ class Watch:
         assert scrape is not None
         recent, seconds = scrape.since(self._before.get(answer.url))
         self._before[answer.url] = scrape
-        total = sum(recent.messages.values())
-        good = recent.messages.get("ok", 0.0) + recent.messages.get("replayed", 0.0)
         if seconds > 0:
-            row.messages_per_second = total / seconds
-            row.problems_per_second = (total - good) / seconds
-        row.p50_ms = _in_ms(find_quantile(0.5, recent.latencies))
-        row.p99_ms = _in_ms(find_quantile(0.99, recent.latencies))
+            row.messages_per_second = recent.answered / seconds
+            row.problems_per_second = recent.problems / seconds
+        row.p50_ms, row.p99_ms = recent.find_latency(0.5), recent.find_latency(0.99)
         row.certificate_expires = scrape.expires
         row.crl_next_update = scrape.crl_next_update
         row.store_bytes = scrape.store_bytes
@@ -239,51 +204,6 @@ class _Answer:
     failure: str = ""
 
 
-def read_scrape(text: str, at: float) -> Scrape:
-    """What ``/metrics`` said at a time. Raises ValueError for what isn't in Prometheus' form."""
-    scrape = Scrape(at)
-    expiries = []
-    for family in text_string_to_metric_families(text):
-        for name, labels, value, *_ in family.samples:
-            match name:
-                case "sealrelay_messages_total":
-                    scrape.messages[labels["result"]] = value
-                case "sealrelay_message_seconds_bucket":
-                    scrape.latencies[float(labels["le"])] = value
-                case "sealrelay_start_timestamp_seconds":
-                    scrape.started = value
-                case "sealrelay_certificate_expiry_timestamp_seconds":
-                    expiries.append(value)
-                case "sealrelay_crl_next_update_timestamp_seconds":
-                    scrape.crl_next_update = value
-                case "sealrelay_store_bytes":
-                    scrape.store_bytes = int(value)
-                case "sealrelay_info":
-                    scrape.version = labels["version"]
-    scrape.expires = min(expiries, default=None)
-    return scrape
-
-
-def find_quantile(share: float, counts: dict[float, float]) -> float | None:
-    """The value that ``share`` of all stay below; ``counts`` of those up to each bound.
-
-    None where there are none. Within a bucket values are taken to be spread evenly, as Prometheus'
-    histogram_quantile does; of what is above the last finite bound, only that bound is known.
-    """
-    total = max(counts.values(), default=0.0)
-    if total <= 0:
-        return None
-    wanted = share * total
-    lower, below = 0.0, 0.0
-    for bound, count in sorted(counts.items()):
-        if count >= wanted:
-            if bound == float("inf") or count == below:
-                return lower
-            return lower + (bound - lower) * (wanted - below) / (count - below)
-        lower, below = bound, count
-    return lower
-
-
 def _get(connection: http.client.HTTPSConnection, path: str) -> bytes:
     connection.request("GET", path)
     response = connection.getresponse()
@@ -295,7 +215,3 @@ def _get(connection: http.client.HTTPSConnection, path: str) -> bytes:
 
 def _rank(server: ServerReport) -> tuple[int, float]:
     return _WORST_FIRST.index(server.state.value), server.since
-
-
-def _in_ms(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1000

@@ -41,7 +41,9 @@ closing with unread data resets the connection, and a reset can overtake the ans
 _BODY_DEADLINE = 20.0
 """Seconds for a body to arrive: who vanishes in the middle of one must not hold on to a place."""
 
-_TOLD_OTHERWISE = frozenset({"/healthz", "/metrics", "/api/status", "/api/data", "/api/batch"})
+_TOLD_OTHERWISE = frozenset(
+    {"/healthz", "/metrics", "/status", "/api/status", "/api/data", "/api/batch"}
+)
 """Paths of which only what is unusual is news: each message leaves a line of its own, and looks at
 the service's state come all the time."""
 
@@ -49,7 +51,8 @@ _FOR_BROWSERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-"""An operator may look with one: nothing that is told here is to be run, framed or guessed at."""
+"""An operator may look with one: nothing that is told here is to be run, framed or guessed at.
+A page says itself what of it may be used."""
 
 T = TypeVar("T")
 
@@ -93,7 +96,8 @@ def make_app(
     def log_access(response: Response) -> Response:
         peer = g.peer if "peer" in g else None
         _log_access(peer, request.method, request.path, response.status_code, g.began)
-        response.headers.extend(_FOR_BROWSERS)
+        for name, value in _FOR_BROWSERS.items():
+            response.headers.setdefault(name, value)
         return response
 
     app.register_error_handler(Problem, lambda problem: _flask_response(problem.reply()))
@@ -108,10 +112,11 @@ def make_app(
                 "status": "ok",
                 "name": settings.name,
                 "version": __version__,
-                "release": str(Path(sys.prefix).resolve()),
+                "release": release_folder(),
                 "started": started,
                 "worker": os.getpid(),
                 "files": credentials.fingerprint,
+                "expires": credentials.expiries,
             }
         )
 
@@ -158,6 +163,11 @@ def add_message_endpoint(
         return [reply.body]
 
     app.wsgi_app = serve  # type: ignore[method-assign] # as Flask's documentation has it
+
+
+def release_folder() -> str:
+    """The folder of the release that runs."""
+    return str(Path(sys.prefix).resolve())
 
 
 def json_response(value: object) -> Response:

@@ -1,4 +1,4 @@
-"""What travels between a coordinator and a server: batches of messages, and an answer for each."""
+"""What travels between a coordinator and a server: batches, an answer for each, and its health."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Annotated
 import msgspec
 
 from sealrelay.identity import NAME
+
+_LAST_MOMENT = 253_402_300_799
+"""Of any certificate: the end of the year 9999 (RFC 5280 §4.1.2.5), in seconds since the epoch."""
+
+Moment = Annotated[float, msgspec.Meta(ge=0, le=_LAST_MOMENT)]
+"""Seconds since the epoch."""
 
 
 class DataRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,3 +50,22 @@ class BatchAnswer(msgspec.Struct, frozen=True):
     """Body of the answer to ``POST /api/batch``: one outcome for each message, in their order."""
 
     outcomes: list[Outcome]
+
+
+class Expiries(msgspec.Struct, frozen=True):
+    """When what a service uses runs out; None: not known, or there is none."""
+
+    cert: Moment | None = None
+    """Its leaf."""
+    ca: Moment | None = None
+    """The first of the CAs that it trusts."""
+    crl: Moment | None = None
+    """When the next CRL is due."""
+
+
+class HealthAnswer(msgspec.Struct, frozen=True):
+    """What ``GET /healthz`` answers, as far as coordinators look at it. Older releases say less."""
+
+    version: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    started: Moment | None = None
+    expires: Expiries = Expiries()

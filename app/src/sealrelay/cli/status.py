@@ -20,6 +20,15 @@ from sealrelay.config import OperatorSettings, load_settings
 from sealrelay.errors import NotHealthy
 from sealrelay.status import Picture, Row, State, Watch
 from sealrelay.text import escape_text
+from sealrelay.words import (
+    CRL_SOON,
+    LEAF_SOON,
+    tell_age,
+    tell_bytes,
+    tell_milliseconds,
+    tell_rate,
+    tell_time_left,
+)
 
 OPERATOR = Path("/etc/sealrelay/operator/operator.toml")
 _STYLES: dict[State, str] = {
@@ -29,9 +38,6 @@ _STYLES: dict[State, str] = {
     "unreachable": "bold red",
     "unknown": "red",
 }
-_SOON = 14 * 86_400
-_CRL_SOON = 2 * 86_400
-"""Seconds before the end of a certificate or CRL from which on it is shown in another colour."""
 _WIDTH = 160
 """Columns where the output is no terminal."""
 
@@ -129,13 +135,15 @@ def make_table(picture: Picture) -> Table:
         table.add_row(
             Text(_name(row)),
             Text(state, style=_STYLES[row.state]),
-            Text(_ago(row.since, picture.at)),
-            Text(_number(row.messages_per_second)),
-            Text(_number(row.problems_per_second), style="red" if row.problems_per_second else ""),
-            Text(_milliseconds(row.p50_ms)),
-            Text(_milliseconds(row.p99_ms)),
+            Text(tell_age(row.since, picture.at)),
+            Text(tell_rate(row.messages_per_second)),
+            Text(
+                tell_rate(row.problems_per_second), style="red" if row.problems_per_second else ""
+            ),
+            Text(tell_milliseconds(row.p50_ms)),
+            Text(tell_milliseconds(row.p99_ms)),
             Text("" if row.waiting is None else str(row.waiting)),
-            Text(_bytes(row.store_bytes)),
+            Text(tell_bytes(row.store_bytes)),
             Text(_failure(row, picture.at)),
             _tell_time_left(row, picture.at),
         )
@@ -154,50 +162,20 @@ def _clock(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 
-def _ago(then: float | None, now: float) -> str:
-    return "" if then is None else _duration(now - then)
-
-
-def _duration(seconds: float) -> str:
-    """In the one or two largest units: ``3 s``, ``4 min``, ``2 h 5 min``, ``12 d``."""
-    seconds = max(0, int(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min"
-    if seconds < 86_400:
-        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-    return f"{seconds // 86_400} d"
-
-
 def _tell_time_left(row: Row, now: float) -> Text:
     text = Text()
     for ends, soon, over in (
-        (row.certificate_expires, _SOON, "expired"),
-        (row.crl_next_update, _CRL_SOON, "overdue"),
+        (row.certificate_expires, LEAF_SOON, "expired"),
+        (row.crl_next_update, CRL_SOON, "overdue"),
     ):
         if ends is not None:
-            left = ends - now
             text.append(", " if text else "")
-            text.append(over if left <= 0 else _duration(left), "" if left > soon else "bold red")
+            style = "" if ends - now > soon else "bold red"
+            text.append(tell_time_left(ends, now, over), style)
     return text
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.1f}"
-
-
-def _milliseconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} ms"
-
-
-def _bytes(value: int | None) -> str:
-    if value is None:
-        return ""
-    return f"{value / 1024:,.0f} KiB" if value < 1024**2 else f"{value / 1024**2:,.0f} MiB"
 
 
 def _failure(row: Row, now: float) -> str:
     if not row.last_failure:
         return ""
-    return f"{escape_text(row.last_failure)}, {_ago(row.last_failure_at, now)} ago"
+    return f"{escape_text(row.last_failure)}, {tell_age(row.last_failure_at, now)} ago"

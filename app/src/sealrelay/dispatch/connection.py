@@ -19,7 +19,7 @@ from sealrelay.dispatch.decisions import Message
 from sealrelay.identity import Identity, IdentityRefused, identify_certificate
 from sealrelay.tls import describe_tls_error, peer_certificate
 from sealrelay.trust import read_leaf
-from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, Outcome
+from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, HealthAnswer, Outcome
 
 T = TypeVar("T")
 
@@ -97,11 +97,12 @@ class ServerConnection:
             raise ServerFailed("answered for another number of messages")
         return answer.outcomes
 
-    def probe(self, timeout: float) -> None:
+    def probe(self, timeout: float) -> HealthAnswer:
         """Ask for the server's health; ``timeout`` in seconds. Raises ServerFailed."""
-        status, answer = self._exchange("GET", "/healthz", b"", dict, timeout)
+        status, answer = self._exchange("GET", "/healthz", b"", HealthAnswer, timeout)
         if answer is None:
             raise ServerFailed(f"answered {status} to /healthz")
+        return answer
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""

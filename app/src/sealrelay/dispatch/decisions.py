@@ -199,6 +199,10 @@ class Dispatch:
         """Bytes of their tokens."""
         return self._waiting_bytes
 
+    def count_idle_lanes(self, server: str) -> int:
+        """Lanes to a server that have nothing to do."""
+        return len(self._idle[server])
+
     def enqueue(self, message: Message, now: float) -> None:
         """Take a message in. Raises QueueFull, or NoHealthyServer once patience has run out."""
         if self._out_of_patience(now):

@@ -14,6 +14,7 @@ import msgspec
 from sealrelay import metrics
 from sealrelay.dispatch.decisions import Attempt, Dispatch, Health
 from sealrelay.processes import share_report
+from sealrelay.wire import HealthAnswer
 
 _FIGURES = {Health.DOWN: 0, Health.SLOW: 1, Health.HEALTHY: 2}
 
@@ -30,6 +31,11 @@ class ServerReport(msgspec.Struct):
     """When the state became what it is."""
     last_failure: str = ""
     last_failure_at: float = 0.0
+    lanes: int = 0
+    busy_lanes: int = 0
+    """Of the lanes, those with a batch that is not answered yet."""
+    told: HealthAnswer | None = None
+    """What it said of itself when it was last probed."""
 
 
 class Report(msgspec.Struct):
@@ -48,14 +54,22 @@ class Observer:
     """Counts what the dispatch of one worker does, and remembers what it thinks of servers."""
 
     def __init__(
-        self, name: str, urls: Mapping[str, str], dispatch: Dispatch, limit: int, started: float
+        self,
+        name: str,
+        urls: Mapping[str, str],
+        dispatch: Dispatch,
+        limit: int,
+        started: float,
+        lanes: int,
     ) -> None:
-        """``urls`` by server; ``limit``: messages that may wait; ``started``: of the service."""
+        """``urls`` by server; ``limit``: messages that may wait; ``started``: of the service;
+        ``lanes`` a server."""
         self._dispatch = dispatch
         self._limit = limit
         now = time.time()
         self._servers = {
-            server: ServerReport(server, url, since=now) for server, url in urls.items()
+            server: ServerReport(server, url, since=now, lanes=lanes)
+            for server, url in urls.items()
         }
         self._report = Report(name, started, 1, 0, list(self._servers.values()))
         self._shared = b""
@@ -100,6 +114,10 @@ class Observer:
         if self._changed(server, f"overtaken by {by}", time.time()):
             metrics.EJECTIONS.add(server, "overtaken")
 
+    def told(self, server: str, health: HealthAnswer) -> None:
+        """A server has answered a probe."""
+        self._servers[server].told = health
+
     def readmitted(self, server: str) -> None:
         """A probe of a server succeeded, and that changed what is thought of it."""
         slow = self._dispatch.health(server) is Health.SLOW
@@ -126,6 +144,7 @@ class Observer:
         metrics.QUEUE_LIMIT.set(self._limit)
         for server, report in self._servers.items():
             metrics.SERVER_HEALTH.labels(server).set(_FIGURES[report.state])
+            report.busy_lanes = report.lanes - self._dispatch.count_idle_lanes(server)
         self._report.waiting = self._dispatch.waiting
         encoded = msgspec.json.encode(self._report)
         if encoded != self._shared:
@@ -151,5 +170,8 @@ def merge_reports(reports: Iterable[bytes]) -> Report:
 def _merge_server(mine: ServerReport, theirs: ServerReport) -> None:
     if (_FIGURES[theirs.state], theirs.since) < (_FIGURES[mine.state], mine.since):
         mine.state, mine.reason, mine.since = theirs.state, theirs.reason, theirs.since
+    mine.lanes += theirs.lanes
+    mine.busy_lanes += theirs.busy_lanes
+    mine.told = mine.told or theirs.told
     if theirs.last_failure_at > mine.last_failure_at:
         mine.last_failure, mine.last_failure_at = theirs.last_failure, theirs.last_failure_at

@@ -167,7 +167,7 @@ class Relay:
             gevent.sleep(self._probe_interval)
             began = time.monotonic()
             try:
-                connection.probe(self._attempt_timeout)
+                health = connection.probe(self._attempt_timeout)
             except ServerFailed as failure:
                 news = self._dispatch.eject(server, time.monotonic())
                 self._observer.probe_failed(server, str(failure))
@@ -178,6 +178,7 @@ class Relay:
                 _log.exception("Unexpected error in the probe of %s", self._urls[server])
                 connection.close()
             else:
+                self._observer.told(server, health)
                 self._note_probe(server, time.monotonic() - began)
 
     def _note_probe(self, server: str, seconds: float) -> None:
