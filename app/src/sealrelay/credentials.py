@@ -103,10 +103,22 @@ class Credentials:
         return Reloadable(what, list_files, read, lambda result: metrics.RELOADS.add(what, result))
 
     def _read(self) -> TlsSet:
-        tls = load_tls(self._settings)
-        if self._files is not None:
-            # At start nothing better is in use, and what is not valid yet may be so soon.
+        if self._files is None:
+            return load_tls(self._settings)
+        # Messages don't wait for it: it takes as long as several of them.
+        read = gevent.get_hub().threadpool.apply(self._read_again)
+        if isinstance(read, Exception):
+            raise read
+        return read
+
+    def _read_again(self) -> TlsSet | Exception:
+        # An error that leaves a thread of the pool would be printed there.
+        try:
+            tls = load_tls(self._settings)
+            # Not at start: nothing better is in use, and what is not valid yet may be so soon.
             tls.rehearse()
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            return error
         return tls
 
     def _use(self, tls: TlsSet) -> None:
