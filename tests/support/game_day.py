@@ -208,6 +208,7 @@ def write_evidence(folder: Path, scenes: tuple[Scene, ...] = SCENES, seed: int =
             continue
         fault |= {
             "acted": acted,
+            "restoring": acted + scene.lasts - 0.2,
             "restored": acted + scene.lasts,
             "ended": acted + scene.lasts + scene.after,
             "history": f"{stem}.history.jsonl",

@@ -20,9 +20,7 @@ from sealrelay.door import KEEP_ALIVE
 from sealrelay.errors import SealrelayError
 from sealrelay.journal import configure_logging
 from sealrelay.processes import forget_process
-from sealrelay.store import StoreError
 from sealrelay.tls import TlsRefused
-from sealrelay.worker import PlainPassage
 
 _BACKLOG = 4096
 """Connections that may wait to be accepted; Linux grants no more by default."""
@@ -48,6 +46,12 @@ class _Service(BaseApplication):
         self.settings = settings
         self._started = started
         self.credentials: Credentials | None = None
+        self._refusals: tuple[type[Exception], ...] = (SealrelayError, TlsRefused)
+        if isinstance(settings, ServerSettings):
+            # Before gevent patches what it imports. A coordinator starts sooner without it.
+            from sealrelay.store import StoreError
+
+            self._refusals += (StoreError,)
         super().__init__()
 
     def load_config(self) -> None:
@@ -59,7 +63,6 @@ class _Service(BaseApplication):
             "logger_class": _PropagatingLogger,
             "certfile": settings.tls.cert,  # what makes it https; the worker does the rest
             "keyfile": settings.tls.key,
-            "ssl_context": lambda _conf, _default: PlainPassage,
             "keepalive": math.ceil(KEEP_ALIVE),
             "backlog": _BACKLOG,
             "graceful_timeout": _grace(settings),
@@ -84,7 +87,7 @@ class _Service(BaseApplication):
             from sealrelay import coordinator
 
             return coordinator.create_app(self.settings, self._started, credentials)
-        except (SealrelayError, StoreError, TlsRefused) as error:
+        except self._refusals as error:
             logging.getLogger("sealrelay").error("%s", error)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
 

@@ -16,11 +16,13 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
+from types import FrameType
 from typing import Any
 
 import gevent
 from gevent.event import Event
+from gevent.pool import Pool
 from gevent.server import StreamServer
 from gevent.socket import wait, wait_read
 from gevent.ssl import SSLSocket
@@ -46,11 +48,15 @@ from sealrelay.trust import Leaf, read_leaf
 
 _log = logging.getLogger("sealrelay.tls")
 
-_IDLE = 0.5
+_IDLE = 0.1
 """Seconds without a request after which a stopping worker closes a connection. One that was just
 opened, or is in the middle of a request's head, gets its answer."""
 _LOOK_EVERY = 0.25
 """Seconds between two looks at what members' connections wait for."""
+_DRAIN = 0.02
+"""The same of a stopping worker."""
+_NOTIFY_EVERY = 1.0
+"""Seconds between two signs of life to gunicorn's master."""
 _BURST = 16
 """Connections accepted in one go, before members' work and before any of them is counted."""
 _STEPS = 3
@@ -243,15 +249,6 @@ class Turnstile:
                 gevent.with_timeout(self._patience, gevent.idle, timeout_value=None)
 
 
-class PlainPassage:
-    """Stands where gunicorn and gevent expect an SSL context, and hands the plain socket on:
-    ``RelayWorker`` speaks TLS once its peer has said something."""
-
-    @staticmethod
-    def wrap_socket(sock: socket.socket, **_options: Any) -> socket.socket:
-        return sock
-
-
 class RelayWorker(GeventWorker):
     """See the module. The gunicorn application's ``settings`` are the service's."""
 
@@ -273,6 +270,7 @@ class RelayWorker(GeventWorker):
         self._served: dict[greenlet, tuple[_Connection, str]] = {}
         self._refusals = RefusalLog(_log)
         self._turnstile = Turnstile()
+        self._stopping = Event()
 
     def init_process(self) -> None:
         metrics.refresh_with(self._publish_connections)  # in the worker's own process
@@ -293,7 +291,35 @@ class RelayWorker(GeventWorker):
         gevent.spawn(self._credentials.keep_looking)
         gevent.spawn(self._turnstile.run)
         gevent.spawn(self._look_after_members)
-        super().run()
+        self._accept()
+
+    def _accept(self) -> None:
+        """gunicorn's ``run``, which looks once a second whether it is told to stop, or drained."""
+        servers = []
+        for listener in self.sockets:
+            listener.setblocking(True)
+            pool = Pool(self.worker_connections)
+            server = StreamServer(listener, partial(self.handle, listener), spawn=pool)
+            if self.cfg.workers > 1:
+                server.max_accept = 1  # so that all workers get some
+            server.start()
+            servers.append(server)
+        while self.alive:
+            self.notify()
+            self._stopping.wait(_NOTIFY_EVERY)
+        for server in servers:
+            server.close()
+        until = time.monotonic() + self.cfg.graceful_timeout
+        while any(server.pool for server in servers) and time.monotonic() < until:
+            self.notify()
+            gevent.sleep(_DRAIN)
+        for server in servers:
+            server.stop(timeout=1)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM."""
+        super().handle_exit(sig, frame)
+        self._stopping.set()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         connection = self._receive(client, addr[0])
@@ -424,7 +450,8 @@ class RelayWorker(GeventWorker):
     def _look_after_members(self) -> None:
         """End pauses that last too long, and sum up refusals; ends with the process."""
         while True:
-            gevent.sleep(_LOOK_EVERY)
+            if self._stopping.wait(_LOOK_EVERY):
+                gevent.sleep(_DRAIN)
             now, today = time.monotonic(), time.time()
             self._refusals.tick(now)
             limits = {

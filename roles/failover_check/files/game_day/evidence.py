@@ -107,7 +107,10 @@ class Fault:
     act: str
     restore: str
     acted: float | None
+    restoring: float | None
+    """When the command that restores it was begun, where that is known."""
     restored: float | None
+    """When it was done."""
     bound: Bound
     skipped: str | None
     error: str | None
@@ -179,6 +182,7 @@ def _read_fault(record: Record, deployment: Deployment, folder: Path) -> Fault:
         act=record.text_or_none("act") or "",
         restore=record.text_or_none("restore") or "",
         acted=record.number_or_none("acted"),
+        restoring=record.number_or_none("restoring") if record.has("restoring") else None,
         restored=record.number_or_none("restored"),
         bound=_read_bound(record) if skipped is None else Bound(),
         skipped=skipped,
