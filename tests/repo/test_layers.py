@@ -26,7 +26,7 @@ LAYERS = [
     {"dispatch"},
     {"page"},
     {"server", "coordinator"},
-    {"worker"},
+    {"worker", "client_files"},
     {"serving", "client", "probe", "status", "verify", "reseal"},
     {"load"},
     {"cli"},
