@@ -334,6 +334,15 @@ def test_client_may_be_let_in_again_by_the_restore(revocation: Path) -> None:
     assert judgement.shut_out_ms == pytest.approx(2190, abs=20)
 
 
+def test_client_that_tried_until_the_restore_was_let_in_by_it(revocation: Path) -> None:
+    def wait(answer: dict[str, Any]) -> None:
+        delay(5000)(answer)
+        answer.update(fate="acknowledged", server=OTHER)
+
+    change_answers(revocation, "revoke", wait, _ACTED + 600)
+    assert judge_first(revocation).outcome == "passed"
+
+
 def test_client_that_is_never_refused_fails_the_fault(revocation: Path) -> None:
     def acknowledge(answer: dict[str, Any]) -> None:
         answer.update(fate="acknowledged", server=OTHER)

@@ -255,12 +255,14 @@ def _spread(times: list[float]) -> Spread | None:
 
 
 def _of_shut_out(fault: Fault) -> list[Message]:
-    """The messages of the client that is shut out, until it may be let in again."""
+    """What the client that is shut out was told until it may be let in again."""
     end = fault.restored if fault.restoring is None else fault.restoring
     return [
         message
         for message in fault.history or []
-        if not _is_bound(message, fault) and (end is None or message.due < end)
+        if not _is_bound(message, fault)
+        and message.answered is not None
+        and (end is None or message.answered < end)
     ]
 
 
