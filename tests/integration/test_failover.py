@@ -132,6 +132,7 @@ def test_message_for_a_frozen_server_is_hedged_and_waits_for_no_time_out(
     deployment.start()
     server, other = deployment.servers
     with Senders(deployment) as senders:
+        senders.await_more(by=server.name)  # frozen before its first probe, it would never be used
         with locked_store(deployment):
             server.pause()
         slow = f"Server {server.url} is slow: another one overtook it"
