@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 
 from tests.lab.stage_removal import BEFORE
 from tests.support.host_state import compare, look_at
 from tests.support.node import Control, Node, find_secrets
-
-_FERNET_KEY = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43}=(?!=)")
+from tests.support.secret_paths import FERNET_KEY
 
 
 def test_node_is_fresh(node: Node) -> None:
@@ -26,6 +24,6 @@ def test_a_rehearsal_passes_changes_nothing_and_shows_no_secret(
     play = control.deploy("--check", "--diff", "-vvv")
     assert play.code == 0, play.out
     assert not find_secrets(play.out, [control.passphrase])
-    assert not _FERNET_KEY.findall(play.out)
+    assert not FERNET_KEY.findall(play.out)
     assert compare(before, look_at(node)) == []
     assert [path.name for path in control.pki.iterdir()] == ["passphrase"]

@@ -44,14 +44,17 @@ def test_the_table_of_modes_names_every_secret(node: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "content"),
+    ("path", "content", "mode"),
     [
-        ("/etc/sealrelay/clients/client1/copy.pem", "-----BEGIN PRIVATE KEY-----"),
-        ("/var/lib/sealrelay/copy", "# nothing"),
+        ("/etc/sealrelay/clients/client1/copy.pem", "-----BEGIN PRIVATE KEY-----\n", "0644"),
+        ("/etc/sealrelay/copy", f"# a payload key\n{'A' * 43}=\n", "0644"),
+        ("/var/lib/sealrelay/copy", "# nothing\n", "0600"),
     ],
 )
-def test_the_search_finds_what_the_table_does_not_name(node: Node, path: str, content: str) -> None:
-    node.write(path, content, "0644" if "KEY" in content else "0600")
+def test_the_search_finds_what_the_table_does_not_name(
+    node: Node, path: str, content: str, mode: str
+) -> None:
+    node.write(path, content, mode)
     try:
         with pytest.raises(AssertionError, match=re.escape(path)):
             check_node(node, _PLACES, {"SQLite"})

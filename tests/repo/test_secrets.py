@@ -8,13 +8,13 @@ import subprocess
 from cryptography.fernet import Fernet
 
 from tests.repo.conftest import REPOSITORY, tracked_files
+from tests.support.secret_paths import FERNET_KEY
 
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----\n[A-Za-z0-9+/=\n]+-----END")
-_FERNET_KEY = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43}=(?!=)")
 
 
 def findings(text: str) -> list[str]:
-    return _PRIVATE_KEY.findall(text) + _FERNET_KEY.findall(text)
+    return _PRIVATE_KEY.findall(text) + FERNET_KEY.findall(text)
 
 
 def test_no_file_of_the_repository_holds_a_key() -> None:
