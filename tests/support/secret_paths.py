@@ -11,7 +11,7 @@ from tests.support.node import REPOSITORY, Node
 PAGE = REPOSITORY / "docs" / "secrets.md"
 FERNET_KEY = re.compile(r"(?<![A-Za-z0-9_+/-])[A-Za-z0-9_-]{43}=(?!=)")
 """A key for Fernet in a text; not the end of something longer in base64."""
-_LOOKS_SECRET = "PRIVATE KEY|^[A-Za-z0-9_-]{43}=$"
+_KEY_LINE = "PRIVATE KEY|^[A-Za-z0-9_-]{43}=$"
 # The last line of a certificate or a CRL can look like a key for Fernet.
 _LEAVE_OUT = "/BEGIN CERTIFICATE/,/END CERTIFICATE/d; /BEGIN X509 CRL/,/END X509 CRL/d"
 _ROW = re.compile(
@@ -102,7 +102,7 @@ def _find_closed(node: Node) -> set[str]:
 
 
 def _find_secrets(node: Node) -> set[str]:
-    look = f"sed '{_LEAVE_OUT}' \"$file\" | grep -qE '{_LOOKS_SECRET}' && echo \"$file\""
+    look = f"sed '{_LEAVE_OUT}' \"$file\" | grep -qE '{_KEY_LINE}' && echo \"$file\""
     return set(
         node.shell(
             "find /etc/sealrelay /etc/postgresql/sealrelay /var/lib/sealrelay /opt/sealrelay/good "
