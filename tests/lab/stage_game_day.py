@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.support import broken
 from tests.support.node import REPOSITORY, SERVERS, Control, Node, Play, wait_for
 
 _PLAYBOOK = "playbooks/game_day.yml"
 _ENGINES = "lib/python3*/site-packages/sealrelay/store/engines.py"
 _SHORT = "kill freeze blackhole_out clock_skew coordinator_kill disk_full power_loss revoked"
+_LONG = os.environ.get("SEALRELAY_GAME_DAY") == "long"
+"""``bin/test --long`` asks for it."""
+_FLAWED = "/etc/systemd/system/sealrelay-server@.service.d/flawed.conf"
 _FAULTS = REPOSITORY / "roles/failover_check/vars/main/faults.yml"
 _LEFT = (
     "/var/tmp/sealrelay-fault",  # noqa: S108 - the role's own, mode 0700
@@ -42,8 +47,7 @@ def settled_again(node: Node) -> Iterator[None]:
 
 @pytest.fixture
 def faults() -> list[str]:
-    """``bin/test --long`` asks for all of them."""
-    if os.environ.get("SEALRELAY_GAME_DAY") == "long":
+    if _LONG:
         return list(yaml.safe_load(_FAULTS.read_text())["_failover_check_known_faults"])
     return _SHORT.split()
 
@@ -102,6 +106,48 @@ def test_store_that_does_not_sync_is_caught(node: Node, control: Control, report
         node.run("systemctl", "restart", *SERVERS)
     assert play.code != 0
     assert read_report(reports)["power_loss"]["wrong"]["lost"] > 0, play.out
+
+
+@pytest.mark.skipif(not _LONG, reason="bin/test --long asks for it")
+@pytest.mark.parametrize(
+    ("flaw", "fault", "damage"),
+    [
+        ("acknowledge-before-commit", "kill", "lost"),
+        ("forget-ids", "freeze", "doubled"),
+        ("hedge-without-id", "blackhole_out", "doubled"),
+    ],
+)
+def test_servers_with_a_flaw_built_in_are_caught(
+    node: Node, control: Control, reports: Path, flaw: str, fault: str, damage: str
+) -> None:
+    with run_flawed(node, flaw):
+        play = hold(control, reports, fault)
+    assert play.code != 0
+    found = read_report(reports)[fault]
+    assert found["outcome"] == "failed"
+    assert found["wrong"][damage] > 0, play.out
+
+
+@contextmanager
+def run_flawed(node: Node, flaw: str) -> Iterator[None]:
+    """Both servers have a flaw meanwhile; see ``tests.support.broken``."""
+    release = node.run("readlink", "-f", "/opt/sealrelay/current").strip()
+    program = f"{release}/broken.py"
+    start = f"{release}/bin/python {program} {flaw}"
+    config = "/etc/sealrelay/servers/%i/server.toml"
+    try:
+        node.write(program, Path(broken.__file__).read_text(), "0644")
+        node.run("mkdir", "-p", str(Path(_FLAWED).parent))
+        node.write(
+            _FLAWED, f"[Service]\nExecStart=\nExecStart={start} server --config {config}\n", "0644"
+        )
+        node.run("systemctl", "daemon-reload")
+        node.run("systemctl", "restart", *SERVERS)
+        yield
+    finally:
+        node.run("rm", "-rf", str(Path(_FLAWED).parent), program)
+        node.run("systemctl", "daemon-reload")
+        node.run("systemctl", "restart", *SERVERS)
 
 
 def test_fault_ends_by_itself_when_the_playbook_is_interrupted(

@@ -1,11 +1,13 @@
 """``python -m tests.support.broken FLAW SERVICE --config FILE``: a service with one flaw built in.
 
 What proves that nothing is lost or doubled must see it when something is: each flaw is one that a
-plausible mistake would make, or somebody hostile.
+plausible mistake would make, or somebody hostile. Needs nothing but the app, so that it also runs
+by itself on a host.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -34,12 +36,21 @@ def acknowledge_before_commit() -> None:
 
 def forget_ids() -> None:
     """Messages are stored under ids that have nothing to do with their tokens: a repeat is news."""
+    _store_under(lambda record: os.urandom(32))
+
+
+def hedge_without_id() -> None:
+    """Each server gives ids of its own, so that what is offered to two of them is news to both."""
+    _store_under(lambda record: hashlib.sha256((record.server + record.token).encode()).digest())
+
+
+def _store_under(find_id: Callable[[Record], bytes]) -> None:
     from sealrelay.store.sql import SqlStore
 
     store = SqlStore.add
 
     def add(self: SqlStore, records: Sequence[Record]) -> list[Stored]:
-        return store(self, [replace(record, message_id=os.urandom(32)) for record in records])
+        return store(self, [replace(record, message_id=find_id(record)) for record in records])
 
     SqlStore.add = add  # type: ignore[method-assign]
 
@@ -58,6 +69,7 @@ FLAWS: dict[str, Callable[[], None]] = {
     "acknowledge-before-commit": acknowledge_before_commit,
     "forget-ids": forget_ids,
     "hand-nothing-on": hand_nothing_on,
+    "hedge-without-id": hedge_without_id,
 }
 
 

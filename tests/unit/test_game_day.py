@@ -123,6 +123,8 @@ def test_late_message_fails_the_fault(day: Path) -> None:
     assert_fails(
         day, "1 message was acknowledged later than 1,000 ms after they were due; the latest"
     )
+    # How busy the hosts were without it.
+    assert re.search(r"Before it, 99 of 100 took at most \d+ ms\.", judge_first(day).reasons[0])
     change_fault(day, "kill", bound={"worst_ms": 1100})
     assert judge_first(day).outcome == "passed"
 

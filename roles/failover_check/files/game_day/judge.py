@@ -338,6 +338,8 @@ def _check_failures(fault: Fault) -> Iterator[str]:
 
 def _check_latencies(fault: Fault, acted: float, restored: float) -> Iterator[str]:
     bound = fault.bound
+    before = [one for one in fault.history or [] if not _meets(one, fault)]
+    calm = _spread(_take_times(before, fault))
     for limit, start, of in (
         (bound.worst_ms, 0.0, "after they were due"),
         (bound.recovery_ms, restored, "after the restore or after they were due"),
@@ -352,6 +354,7 @@ def _check_latencies(fault: Fault, acted: float, restored: float) -> Iterator[st
                 f"{say_count(len(late), 'message was', 'messages were')} acknowledged later than "
                 f"{limit:,.0f} ms {of}; the latest, number {worst.number}, after "
                 f"{late[worst]:,.0f} ms (due {worst.due - acted:+.3f} s from the act)."
+                + (f" Before it, 99 of 100 took at most {calm.p99:,.0f} ms." if calm else "")
             )
         if start and not any((message.answered or 0.0) > start for message in times):
             yield "No evidence: no message was acknowledged after the restore."
