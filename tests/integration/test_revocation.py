@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sealrelay.client import Client
 from sealrelay.config import CoordinatorSettings, ServerAddress, load_settings
 from sealrelay.credentials import Credentials
 from sealrelay.dispatch import Message
@@ -297,21 +298,40 @@ def message_of(token: Token) -> Message:
     return Message(token.message_id, "client1", token.text, deadline=0.0)
 
 
-def test_idle_lane_is_closed_by_a_reload_and_the_next_request_opens_another(
-    deployed: Deployment, tmp_path: Path
+def test_idle_lane_outlasts_a_reload_that_leaves_both_its_ends_as_they_are(
+    deployed: Deployment,
 ) -> None:
-    credentials = Credentials(load_settings(deployed.coordinator.config, CoordinatorSettings))
+    coordinator = deployed.coordinator
+    credentials = Credentials(load_settings(coordinator.config, CoordinatorSettings))
     lane = make_lane(deployed, credentials)
     credentials.when_changed(lane.renew)
     lane.probe(PATIENCE)
     kept = lane._sock
-    lane.probe(PATIENCE)
-    assert lane._sock is kept is not None
     deployed.publish_crl()
     wait_for_reload(credentials)
-    assert lane._sock is None
     lane.probe(PATIENCE)
-    assert lane._sock is not kept
+    assert lane._sock is kept is not None
+
+    replace_leaf(deployed, coordinator, "cert.pem", "key.pem")
+    wait_for_reload(credentials)
+    assert lane._sock is None, "the server is to see the new leaf"
+    lane.probe(PATIENCE)
+    assert lane._sock is not None
+
+    publish(deployed, folder_of(deployed.servers[0]))
+    wait_for_reload(credentials)
+    assert lane._sock is None, "the server is revoked"
+
+
+def test_lane_that_nobody_told_of_a_new_leaf_is_not_used_again(deployed: Deployment) -> None:
+    credentials = Credentials(load_settings(deployed.coordinator.config, CoordinatorSettings))
+    lane = make_lane(deployed, credentials)
+    lane.probe(PATIENCE)
+    before = lane._sock
+    replace_leaf(deployed, deployed.coordinator, "cert.pem", "key.pem")
+    wait_for_reload(credentials)
+    lane.probe(PATIENCE)
+    assert lane._sock is not before
     lane.close()
 
 
@@ -350,7 +370,7 @@ def connections_to(service: Service) -> set[int]:
     }
 
 
-def test_coordinator_connects_anew_after_a_reload_also_where_nothing_is_to_be_sent(
+def test_coordinator_connects_anew_with_a_new_leaf_also_where_nothing_is_to_be_sent(
     deployed: Deployment,
 ) -> None:
     with deployed.client() as client:
@@ -359,7 +379,7 @@ def test_coordinator_connects_anew_after_a_reload_also_where_nothing_is_to_be_se
     before = {server.name: connections_to(server) for server in deployed.servers}
     assert all(len(connections) > 1 for connections in before.values())  # lanes, and the probe's
     told = Told(deployed.coordinator)
-    put_file(folder_of(deployed.coordinator) / "crl.pem", deployed.authority.make_crl())
+    replace_leaf(deployed, deployed.coordinator, "cert.pem", "key.pem")
     told.wait_for(_RELOADED, 1)
     for server in deployed.servers:
         wait_until(
@@ -392,11 +412,57 @@ def test_lane_to_a_server_whose_leaf_expires_is_not_used_again(deployed: Deploym
 # Clients and operators that have a CRL
 
 
-def test_client_with_a_crl_refuses_a_revoked_coordinator(deployed: Deployment) -> None:
+def configure_client(deployed: Deployment) -> Path:
+    """client1 with a CRL that revokes nobody."""
     folder = deployed.client_config("client1").parent
     config = deployed.write_client(folder, "client1", file="crl.toml")
     config.write_text(config.read_text() + 'crl = "crl.pem"\n')
     put_file(folder / "crl.pem", deployed.authority.make_crl())
+    return config
+
+
+def test_client_ends_its_open_connection_to_a_revoked_coordinator(deployed: Deployment) -> None:
+    config = configure_client(deployed)
+    with Client.from_file(config) as client:
+        client.send("opens a connection")
+        crl = deployed.authority.make_crl(folder_of(deployed.coordinator))
+        put_file(config.with_name("crl.pem"), crl)
+        refusals: list[CertificateRefused] = []
+
+        def is_refused() -> bool:
+            try:
+                client.send("over that connection, at most a few times")
+            except CertificateRefused as refused:
+                refusals.append(refused)
+            return bool(refusals)
+
+        wait_until(is_refused, "the connection is not used any more")
+    assert "certificate revoked" in str(refusals[0])
+
+
+def test_client_keeps_its_connection_until_it_has_another_leaf(deployed: Deployment) -> None:
+    config = configure_client(deployed)
+    with Client.from_file(config) as client:
+        first = client._tls
+
+        def send() -> set[int]:
+            client.send("over an open connection")
+            return connections_to(deployed.coordinator)
+
+        before = send()
+        put_file(config.with_name("crl.pem"), deployed.authority.make_crl())
+        wait_until(lambda: bool(send()) and client._tls is not first, "it has the new CRL")
+        assert before & send(), "the connection is the same"
+
+        new = deployed.authority.issue(config.parent / "new", Leaf([GOOD_URI]))
+        for name in ("cert.pem", "key.pem"):
+            put_file(config.with_name(name), (new / name).read_bytes())
+        wait_until(lambda: not before & send(), "it connects with its new leaf")
+
+
+def test_client_with_a_crl_refuses_a_revoked_coordinator(deployed: Deployment) -> None:
+    config = configure_client(deployed)
+    folder = config.parent
     sent = run_main("send", "--config", str(config), "hello")
     assert sent.code == 0, sent.err
     put_file(folder / "crl.pem", deployed.authority.make_crl(folder_of(deployed.coordinator)))

@@ -439,15 +439,22 @@ ANSWERS = [
     Mutation(
         "a server's leaf counts still",
         "dispatch/connection.py",
-        "self._generation == self._credentials.generation and ",
-        "",
+        "if self._found_good != self._credentials.generation:",
+        "if False:",
         f"{_REVOKED}test_lane_that_nobody_told_of_a_reload_is_not_used_again",
+    ),
+    Mutation(
+        "a server is shown the leaf that is in use",
+        "dispatch/connection.py",
+        "self._shown != self._credentials.shown or ",
+        "",
+        f"{_REVOKED}test_lane_that_nobody_told_of_a_new_leaf_is_not_used_again",
     ),
     Mutation(
         "a server's leaf has not expired since",
         "dispatch/connection.py",
-        " and time.time() < self._ends",
-        "",
+        "return time.time() < self._leaf.ends",
+        "return True",
         f"{_REVOKED}test_lane_to_a_server_whose_leaf_expires_is_not_used_again",
     ),
     Mutation(
@@ -460,9 +467,23 @@ ANSWERS = [
     Mutation(
         "a coordinator is of our trust domain",
         "client.py",
-        " or peer.trust_domain != self.trust_domain",
+        " or peer.trust_domain != self._trust_domain",
         "",
         f"{_ACCESS}test_client_refuses_who_is_not_the_coordinator[other trust domain]",
+    ),
+    Mutation(
+        "a coordinator's leaf counts still",
+        "client.py",
+        "tls.files.trust.check(leaf, now)",
+        "pass",
+        f"{_REVOKED}test_client_ends_its_open_connection_to_a_revoked_coordinator",
+    ),
+    Mutation(
+        "a coordinator is shown the leaf that is in use",
+        "client.py",
+        "if not tls.files.shows_the_same(self.tls.files):",
+        "if False:",
+        f"{_REVOKED}test_client_keeps_its_connection_until_it_has_another_leaf",
     ),
     Mutation(
         "an acknowledgement is of this message",

@@ -29,9 +29,10 @@ from urllib3.poolmanager import PoolManager
 from sealrelay.client_files import ClientFiles, ClientTls
 from sealrelay.config import ClientSettings, load_settings
 from sealrelay.errors import CertificateRefused, MessageRefused, TokenRefused, Unreachable
-from sealrelay.identity import IdentityRefused, Role
+from sealrelay.identity import IdentityRefused, LeafRefused, Role
 from sealrelay.seal import Token
-from sealrelay.tls import TlsSet, describe_tls_error
+from sealrelay.tls import describe_tls_error, peer_certificate
+from sealrelay.trust import Leaf, read_leaf
 
 _CONNECT_TIMEOUT = 3.0
 _ANSWER_TIMEOUT = 12.0
@@ -85,7 +86,7 @@ class Client:
         self._on_retry = on_retry
         self._files = files or ClientFiles(settings)
         self._tls = self._files.tls.value
-        self._session = self._make_session()
+        self._connect()
 
     @classmethod
     def from_file(cls, path: Path, **options: Any) -> Self:
@@ -173,14 +174,15 @@ class Client:
         self._files.look()
         if self._tls is not self._files.tls.value:
             self._tls = self._files.tls.value
-            self._session.close()
-            self._session = self._make_session()
+            if not self._adapter.go_on_with(self._tls):
+                self._session.close()
+                self._connect()
 
-    def _make_session(self) -> requests.Session:
-        session = requests.Session()
-        session.trust_env = False  # no proxy, no other CA bundle, no .netrc password
-        session.mount("https://", _Adapter(self._tls, self._settings.trust_domain))
-        return session
+    def _connect(self) -> None:
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy, no other CA bundle, no .netrc password
+        self._adapter = _Adapter(self._tls, self._settings.trust_domain)
+        self._session.mount("https://", self._adapter)
 
     def _summary(self, last: str, tries: int) -> str:
         return (
@@ -292,16 +294,15 @@ def _root_reason(error: BaseException) -> str:
 class _Connection(HTTPSConnection):
     """A connection that belongs to a coordinator of our trust domain, or is not used."""
 
-    tls: TlsSet
-    trust_domain: str
+    adapter: _Adapter
 
     def connect(self) -> None:
+        # The pool has that of the files that were there first.
+        self.ssl_context = self.adapter.tls.context
         super().connect()
         assert isinstance(self.sock, ssl.SSLSocket)
         try:
-            peer = self.tls.identify(self.sock)
-            if peer.role is not Role.COORDINATOR or peer.trust_domain != self.trust_domain:
-                raise IdentityRefused(f"it is {peer}")
+            self.adapter.admit(self.sock)
         except IdentityRefused as refused:
             self.close()
             raise ssl.SSLError(1, "not a coordinator") from refused
@@ -311,9 +312,34 @@ class _Adapter(HTTPAdapter):
     """Carries our TLS context, and the check of who answers, into requests."""
 
     def __init__(self, tls: ClientTls, trust_domain: str) -> None:
-        self._tls = tls
+        self.tls = tls
         self._trust_domain = trust_domain
+        self._admitted: set[Leaf] = set()
         super().__init__()
+
+    def admit(self, sock: ssl.SSLSocket) -> None:
+        """Raises IdentityRefused unless a coordinator of ours is at the other end."""
+        peer = self.tls.files.identify(sock)
+        if peer.role is not Role.COORDINATOR or peer.trust_domain != self._trust_domain:
+            raise IdentityRefused(f"it is {peer}")
+        self._admitted.add(read_leaf(peer_certificate(sock)))
+
+    def go_on_with(self, tls: ClientTls) -> bool:
+        """Use other files from now on, and keep the connections.
+
+        Whether that may be: they still show what they have shown, and nobody at the other end of
+        one has ceased to count.
+        """
+        if not tls.files.shows_the_same(self.tls.files):
+            return False
+        now = time.time()
+        try:
+            for leaf in self._admitted:
+                tls.files.trust.check(leaf, now)
+        except LeafRefused:
+            return False
+        self.tls = tls
+        return True
 
     def cert_verify(self, conn: Any, *_more: Any) -> None:
         """Leave certificates to the context.
@@ -324,11 +350,10 @@ class _Adapter(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=self._tls.context, **kwargs)
+        super().init_poolmanager(*args, ssl_context=self.tls.context, **kwargs)
 
         class Connection(_Connection):
-            tls = self._tls.files
-            trust_domain = self._trust_domain
+            adapter = self
 
         class Pool(HTTPSConnectionPool):
             ConnectionCls = Connection

@@ -29,7 +29,8 @@ T = TypeVar("T")
 class Credentials:
     """What a service shows its peers, and whom it believes: always as the newest good files say.
 
-    One for a process. ``generation`` is another one whenever what is said here may be.
+    One for a process. ``generation`` is another one whenever what is said here may be, ``shown``
+    whenever peers are shown another leaf.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
@@ -40,8 +41,9 @@ class Credentials:
         self._files = self._reload("TLS files", settings.tls.listed, self._read)
         self._listeners: list[Callable[[], None]] = []
         self._remind_at = -math.inf
-        self.generation = 0
-        self._use(self._files.value)
+        self.generation = self.shown = 0
+        self.tls = self._files.value
+        self._use(self.tls)
 
     def add(
         self, what: str, list_files: Callable[[], Iterable[Path]], read: Callable[[], T]
@@ -124,6 +126,7 @@ class Credentials:
     def _use(self, tls: TlsSet) -> None:
         hour = _read_clock(tls.trust, time.time())
         server_context, client_context = tls.make_server_context(), tls.make_client_context()
+        self.shown += not tls.shows_the_same(self.tls)
         self.tls, self._hour = tls, hour
         self.server_context, self.client_context = server_context, client_context
         self.generation += 1

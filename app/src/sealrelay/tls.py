@@ -82,6 +82,10 @@ class TlsSet:
         self._chain = cert + b"\n" + key
         self.make_client_context()  # what OpenSSL does not take is told here
 
+    def shows_the_same(self, other: TlsSet) -> bool:
+        """Whether peers are shown the same leaf, of the same key."""
+        return self._chain == other._chain
+
     def make_server_context(self) -> ssl.SSLContext:
         """A context for the accepting side, as of now."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

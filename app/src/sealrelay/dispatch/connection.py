@@ -16,9 +16,9 @@ import msgspec
 from sealrelay.config import ServerAddress, split_url
 from sealrelay.credentials import Credentials
 from sealrelay.dispatch.decisions import Message
-from sealrelay.identity import Identity, IdentityRefused, identify_certificate
+from sealrelay.identity import Identity, IdentityRefused, LeafRefused, identify_certificate
 from sealrelay.tls import describe_tls_error, peer_certificate
-from sealrelay.trust import read_leaf
+from sealrelay.trust import Leaf, read_leaf
 from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, HealthAnswer, Outcome
 
 T = TypeVar("T")
@@ -74,10 +74,11 @@ class ServerConnection:
         self._identity = identity
         self._credentials = credentials
         self._sock: ssl.SSLSocket | None = None
-        self._generation = 0
-        """That of the credentials with which this was connected."""
-        self._ends = 0.0
-        """When the server's leaf expires, in seconds since the epoch."""
+        self._leaf: Leaf | None = None
+        """The server's."""
+        self._shown = self._found_good = 0
+        """The credentials' leaf with which this was connected, and their generation when the
+        server's leaf was judged last."""
         self._is_busy = False
 
     def send_batch(self, batch: Sequence[Message], timeout: float) -> list[Outcome]:
@@ -111,12 +112,22 @@ class ServerConnection:
             self._sock = None
 
     def renew(self) -> None:
-        """Connect anew before the next request: what the connection rests on has changed."""
+        """What the connection rests on has changed: where it bears it no more, the next request
+        connects anew."""
         if not self._is_busy and self._sock is not None and not self._is_good():
             self.close()
 
     def _is_good(self) -> bool:
-        return self._generation == self._credentials.generation and time.time() < self._ends
+        """Whether we show the server the leaf that it was shown, and its own still counts."""
+        if self._shown != self._credentials.shown or self._leaf is None:
+            return False
+        if self._found_good != self._credentials.generation:
+            try:
+                self._credentials.check(self._leaf)
+            except LeafRefused:
+                return False
+            self._found_good = self._credentials.generation
+        return time.time() < self._leaf.ends
 
     def _exchange(
         self, method: str, path: str, body: bytes, kind: type[T], timeout: float
@@ -183,7 +194,8 @@ class ServerConnection:
     def _connect(self) -> ssl.SSLSocket:
         plain = socket.create_connection((self._host, self._port))
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._generation = self._credentials.generation
+        self._leaf, self._shown = None, self._credentials.shown
+        self._found_good = self._credentials.generation
         self._sock = sock = self._credentials.client_context.wrap_socket(
             plain, server_hostname=self._host, do_handshake_on_connect=False
         )
@@ -191,10 +203,10 @@ class ServerConnection:
         der = peer_certificate(sock)
         leaf = read_leaf(der)
         self._credentials.check(leaf)
-        self._ends = leaf.ends
         identity = identify_certificate(der)
         if identity != self._identity:
             raise IdentityRefused(f"it is {identity}, not {self._identity}")
+        self._leaf = leaf
         return sock
 
 
