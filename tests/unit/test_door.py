@@ -17,8 +17,8 @@ PEERS = st.sampled_from("abcd")
 
 @given(st.lists(st.one_of(PEERS, st.integers(0, 60), st.none())))
 def test_crowd_agrees_with_a_plain_list(steps: list[str | int | None]) -> None:
-    """A peer's letter adds a thing, a number discards that thing, None takes the newest in turn."""
-    crowd: Crowd[int] = Crowd()
+    """A peer's letter adds a thing, a number discards that thing, None takes one in turn."""
+    crowd: Crowd[int] = Crowd(few=3)
     plain: list[tuple[str, int]] = []
     number = 0
     for step in steps:
@@ -30,10 +30,10 @@ def test_crowd_agrees_with_a_plain_list(steps: list[str | int | None]) -> None:
             crowd.discard(step)
             plain = [entry for entry in plain if entry[1] != step]
         else:
-            taken = crowd.take_newest_in_turn()
+            taken = crowd.take_in_turn()
             owner = next((peer for peer, thing in plain if thing == taken), None)
-            newest = [thing for peer, thing in plain if peer == owner][-1:]
-            assert [thing for thing in [taken] if thing is not None] == newest
+            mine = [thing for peer, thing in plain if peer == owner]
+            assert taken == (None if not mine else mine[0] if len(mine) <= 3 else mine[-1])
             plain = [entry for entry in plain if entry[1] != taken]
         sizes = {peer: sum(owner == peer for owner, _ in plain) for peer in "abcd"}
         assert len(crowd) == len(plain)
@@ -53,11 +53,18 @@ def test_crowd_agrees_with_a_plain_list(steps: list[str | int | None]) -> None:
 
 
 def test_peers_take_turns_however_many_one_of_them_sends() -> None:
-    crowd: Crowd[str] = Crowd()
+    crowd: Crowd[str] = Crowd(few=50)
     for number in range(100):
         crowd.add("many", f"many{number}")
     crowd.add("one", "one0")
-    assert [crowd.take_newest_in_turn() for _ in range(3)] == ["many99", "one0", "many98"]
+    assert [crowd.take_in_turn() for _ in range(3)] == ["many99", "one0", "many98"]
+
+
+def test_a_peer_that_sends_few_is_served_in_the_order_of_their_coming() -> None:
+    crowd: Crowd[str] = Crowd(few=3)
+    for number in range(3):
+        crowd.add("one", f"one{number}")
+    assert [crowd.take_in_turn() for _ in range(4)] == ["one0", "one1", "one2", None]
 
 
 def test_members_work_goes_before_each_step_of_a_handshake() -> None:

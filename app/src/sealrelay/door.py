@@ -24,6 +24,8 @@ KEEP_ALIVE = 75.0
 """Seconds for which a connection is kept without a request."""
 HANDSHAKES = 2_000
 """Handshakes under way in one worker, whoever they come from."""
+_FEW = 64
+"""Handshakes of one address that are done well within their deadline, one after the other."""
 _RESERVE = 256
 """File descriptors for all but accepted connections: lanes, the store, files, the listener."""
 
@@ -34,7 +36,9 @@ class Crowd(Generic[T]):
     Everything takes constant time, so that a flood pays for itself only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, few: int = _FEW) -> None:
+        """``few`` of a peer's things take their turns in the order of their coming."""
+        self._few = few
         self._peers: dict[str, dict[T, None]] = {}
         self._peer_of: dict[T, str] = {}
         # peers by how many they have, so that the one with most is found without a search
@@ -88,15 +92,17 @@ class Crowd(Generic[T]):
         """What has been here longest of the peer that has most."""
         return next(iter(self.of_largest()), None)
 
-    def take_newest_in_turn(self) -> T | None:
-        """Remove and return what came last of the peer whose turn it is; the peers take turns.
+    def take_in_turn(self) -> T | None:
+        """Remove and return one thing of the peer whose turn it is; the peers take turns.
 
-        The last, because under a flood of its peer's the first would wait longer than it may.
+        It is the one that came first of a few. Of more it is the last, because under a flood of its
+        peer's the first would wait longer than it may.
         """
         peer = next(iter(self._peers), None)
         if peer is None:
             return None
-        thing = next(reversed(self._peers[peer]))
+        things = self._peers[peer]
+        thing = next(iter(things) if len(things) <= self._few else reversed(things))
         self.discard(thing)
         if peer in self._peers:
             self._peers[peer] = self._peers.pop(peer)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 
 import gevent
 from flask import Flask, Response, render_template
@@ -258,16 +259,9 @@ class StatusPage:
 
     def __init__(self, app: Flask, trust_domain: str) -> None:
         add_filters(app)
-        app.jinja_env.get_template("status.html")  # compiled now, and not while messages wait
+        self._templates = app.jinja_env
         self._trust_domain = trust_domain
         self._history = History()
-        self._headers = {
-            "Content-Security-Policy": _name_policy(
-                app.jinja_env.get_template("status.css").render()
-            ),
-            "Cache-Control": "no-store",
-            "Referrer-Policy": "no-referrer",
-        }
 
     def start(self) -> None:
         """Begin to look. Call it once in the worker."""
@@ -275,6 +269,7 @@ class StatusPage:
 
     def show(self, report: Report, *, refresh: bool) -> Response:
         """The page for what ``/api/status`` says; with ``refresh`` it loads itself again."""
+        headers = self._headers
         total = look()
         recent, seconds = self._history.recent(total)
         validities = list_validities(report, total)
@@ -299,8 +294,23 @@ class StatusPage:
             release=release_folder(),
         )
         response = Response(text, content_type="text/html; charset=utf-8")
-        response.headers.extend(self._headers)
+        response.headers.extend(headers)
         return response
+
+    @cached_property
+    def _headers(self) -> dict[str, str]:
+        # Beside the event loop, when somebody looks first: no start and no message waits for it.
+        return gevent.get_hub().threadpool.apply(self._compile)
+
+    def _compile(self) -> dict[str, str]:
+        self._templates.get_template("status.html")
+        return {
+            "Content-Security-Policy": _name_policy(
+                self._templates.get_template("status.css").render()
+            ),
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+        }
 
 
 def is_good(result: str) -> bool:

@@ -239,7 +239,7 @@ class Turnstile:
     def run(self) -> None:
         """Give turns; ends with the process."""
         while True:
-            turn = self._going_on.take_newest_in_turn() or self._beginning.take_newest_in_turn()
+            turn = self._going_on.take_in_turn() or self._beginning.take_in_turn()
             if turn is None:
                 self._someone_waits.clear()
                 self._someone_waits.wait()
