@@ -87,7 +87,10 @@ def test_stopped_server_is_down_with_the_reason(deployed: Deployment) -> None:
     config = deployed.operator_config()
     code, rows, error = look_until(
         config,
-        lambda _, rows: rows["server1"]["reason"] == "Connection refused",
+        # before the coordinator has noticed, it is only unreachable, for the same reason
+        lambda _, rows: (
+            (rows["server1"]["state"], rows["server1"]["reason"]) == ("down", "Connection refused")
+        ),
         "the server is known to be down",
     )
     assert code == 10

@@ -52,6 +52,12 @@ class BatchAnswer(msgspec.Struct, frozen=True):
     outcomes: list[Outcome]
 
 
+class ProblemAnswer(msgspec.Struct, frozen=True):
+    """What a server says of a request that it refuses (RFC 9457), as far as it is told."""
+
+    detail: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
 class Expiries(msgspec.Struct, frozen=True):
     """When what a service uses runs out; None: not known, or there is none."""
 

@@ -17,9 +17,17 @@ from sealrelay.config import ServerAddress, split_url
 from sealrelay.credentials import Credentials
 from sealrelay.dispatch.decisions import Message
 from sealrelay.identity import Identity, IdentityRefused, LeafRefused, identify_certificate
+from sealrelay.text import escape_text
 from sealrelay.tls import describe_tls_error, peer_certificate
 from sealrelay.trust import Leaf, read_leaf
-from sealrelay.wire import BatchAnswer, BatchMessage, BatchRequest, HealthAnswer, Outcome
+from sealrelay.wire import (
+    BatchAnswer,
+    BatchMessage,
+    BatchRequest,
+    HealthAnswer,
+    Outcome,
+    ProblemAnswer,
+)
 
 T = TypeVar("T")
 
@@ -144,7 +152,7 @@ class ServerConnection:
             if status in (400, 411, 413, 415):
                 return status, None
             if status != 200:
-                raise ServerFailed(f"answered {status} to {path}")
+                raise ServerFailed(f"answered {status} to {path}{_read_reason(payload)}")
             return status, msgspec.json.decode(payload, type=kind)
         except gevent.Timeout as timer:
             if timer is not expired:
@@ -233,6 +241,15 @@ def _read_answer(sock: ssl.SSLSocket) -> tuple[int, bytes, bool]:
     if left < 0:
         raise _NotUnderstood
     return int(head["status"]), b"".join(chunks), _CLOSES.search(head["fields"]) is not None
+
+
+def _read_reason(payload: bytes) -> str:
+    """What a refusal says of itself, to stand behind its status; nothing where it says nothing."""
+    try:
+        detail = msgspec.json.decode(payload, type=ProblemAnswer).detail
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+    return f": {escape_text(detail)}" if detail else ""
 
 
 def _receive(sock: ssl.SSLSocket) -> bytes:
