@@ -378,7 +378,9 @@ class RelayWorker(GeventWorker):
         connection: _Connection | None = None
         try:
             with gevent.Timeout(HANDSHAKE_DEADLINE, TimeoutError("handshake not done in time")):
-                wait_read(client.fileno())  # who says nothing gets no TLS state either
+                # Who says nothing gets no TLS state either. Who has spoken already is not waited
+                # for: of several the event loop would tell the last one first.
+                client.recv(1, socket.MSG_PEEK)
                 self._turnstile.wait_for_turn(name, goes_on=False)
                 connection = _Connection(
                     client,
