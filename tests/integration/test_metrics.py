@@ -271,8 +271,8 @@ def test_a_scrape_sums_over_all_workers(deployments: Deployments) -> None:
     def counted() -> float | None:
         return scrape(deployment, coordinator)("sealrelay_messages_total", result="ok")
 
-    def files(kind: str) -> list[Path]:
-        return list(coordinator.config.parent.glob(f"sealrelay-*/{kind}_*"))
+    def files(pattern: str) -> list[Path]:
+        return list(coordinator.config.parent.glob(f"sealrelay-*/{pattern}"))
 
     before = Scrapes(deployment)
     send(20)
@@ -287,8 +287,8 @@ def test_a_scrape_sums_over_all_workers(deployments: Deployments) -> None:
     pid = min(coordinator.workers)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: pid not in coordinator.workers, "the worker has ended")
-    wait_until(lambda: len(files("report")) == 2, "another one runs in its place")
-    assert not list(coordinator.config.parent.glob(f"sealrelay-*/gauge_live*_{pid}.db"))
+    wait_until(lambda: not files(f"gauge_live*_{pid}.db"), "what it held is forgotten")
+    wait_until(lambda: len(files("report_*")) == 2, "another one runs in its place")
     send(5)
     wait_for(counted, sent)
     for server in deployment.servers:
