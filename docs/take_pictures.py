@@ -274,8 +274,10 @@ def on_node(line: str, **variables: str) -> list[str]:
 def main() -> None:
     """Take the pictures that are named, or all, and note what each shows."""
     parser = argparse.ArgumentParser(prog="bin/pictures", description=__doc__)
-    parser.add_argument("picture", nargs="*", choices=[*PICTURES, []], help="default: all")
+    parser.add_argument("picture", nargs="*", help=f"{', '.join(PICTURES)}; default: all")
     wanted = parser.parse_args().picture or list(PICTURES)
+    if unknown := sorted(set(wanted) - set(PICTURES)):
+        parser.error(f"there is no picture {', '.join(unknown)}; there are {', '.join(PICTURES)}")
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     digests = {file: PICTURES[file].digest() for file in wanted}
     with tempfile.TemporaryDirectory() as scratch:
