@@ -190,6 +190,32 @@ def test_few_are_not_shared() -> None:
     assert len(take(dispatch).batch) == 16
 
 
+def test_batches_become_equal_where_those_who_are_answered_send_again() -> None:
+    """Two batches that take turns, of 16 messages: one of them large, the other one small."""
+    dispatch = make_dispatch(max_batch=100, max_batch_bytes=10**6, max_waiting=200)
+    add_lanes(dispatch, "s1", "s2")
+    enqueue(dispatch, *(make_message() for _ in range(11)))
+    attempt = take(dispatch)
+    enqueue(dispatch, *(make_message() for _ in range(5)))
+    sizes = []
+    for _ in range(4):
+        answer(dispatch, attempt)
+        again = len(attempt.batch)
+        attempt = take(dispatch)
+        sizes.append(len(attempt.batch))
+        enqueue(dispatch, *(make_message() for _ in range(again)))
+    assert sizes == [5, 8, 8, 8]
+
+
+def test_a_few_that_come_out_of_the_blue_go_together() -> None:
+    dispatch = make_dispatch(max_batch=100, max_batch_bytes=10**6, max_waiting=200)
+    add_lanes(dispatch, "s1", "s2")
+    enqueue(dispatch, *(make_message() for _ in range(5)))
+    answer(dispatch, take(dispatch))
+    enqueue(dispatch, *(make_message() for _ in range(12)), now=HEDGE)
+    assert len(take(dispatch, HEDGE).batch) == 12
+
+
 def test_what_comes_while_a_server_has_a_batch_gathers_for_the_next_one() -> None:
     dispatch = make_dispatch(max_batch=100, max_batch_bytes=10**6, max_waiting=200)
     add_lanes(dispatch, "s1", "s2")

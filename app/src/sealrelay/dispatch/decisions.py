@@ -55,7 +55,7 @@ class Health(enum.Enum):
     """An attempt or a probe failed. Gets nothing."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Message:
     """A sealed message on its way to the store; ``deadline`` covers all tries."""
 
@@ -80,7 +80,7 @@ class Lane:
     server: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Attempt:
     """A batch on its way to a server in one of its lanes, begun at a time."""
 
@@ -179,6 +179,7 @@ class Dispatch:
         # the newest attempt of each server, while it is open
         self._newest: dict[str, Attempt | None] = dict.fromkeys(self._health)
         self._turns = list(self._health)  # who took a batch last comes last
+        self._answered, self._answered_at = 0, -math.inf  # how many were answered last, and when
         self._open: dict[Attempt, None] = {}  # in the order in which they began
         self._budget = Budget(limits.retry_share)
         self._admitted = dict.fromkeys(self._health, -math.inf)  # when each was let in last
@@ -275,6 +276,7 @@ class Dispatch:
         Returns the servers that this one has overtaken, which are slow from now on.
         """
         self._close(attempt)
+        self._answered, self._answered_at = len(attempt.batch), now
         self.hedge_delay.record(now - attempt.began)
         overtaken = {
             server
@@ -428,14 +430,27 @@ class Dispatch:
         return batch
 
     def _share(self, now: float) -> int:
-        """How many of the new messages one server may take now: an equal part of many, as each
-        other that will soon ask for some should find its own, and not watch the one at work."""
-        askers = sum(
-            self._health[server] is Health.HEALTHY
-            and (newest is None or not self._is_held_up(newest, now))
-            for server, newest in self._newest.items()
+        """How many of the new messages one server may take now: an equal part of all there are.
+
+        Those that were answered just now are counted, as who sent them mostly sends again. Parts of
+        different size would stay so: while one server has the large one, all others are soon done
+        with the small one, and wait. Of many there is a part for each server and one for what is on
+        its way between clients and coordinator; of a few only for one server at a time.
+        """
+        coming = self._answered if now - self._answered_at < self.hedge_delay.seconds / 2 else 0
+        if self._waiting < _WORTH_SHARING:
+            return math.ceil((self._waiting + coming) / 2) if coming else self._waiting
+        at_work = [
+            attempt
+            for attempt in self._newest.values()
+            if attempt is not None and not self._is_held_up(attempt, now)
+        ]
+        servers = len(at_work) + sum(
+            health is Health.HEALTHY and self._newest[server] is None
+            for server, health in self._health.items()
         )
-        return max(_WORTH_SHARING, math.ceil(self._waiting / max(1, askers)))
+        about = self._waiting + sum(len(attempt.batch) for attempt in at_work) + coming
+        return max(_WORTH_SHARING, math.ceil(about / (servers + bool(coming or at_work))))
 
     def _take(
         self,

@@ -107,9 +107,10 @@ class Relay:
         inbox = self._inboxes[lane]
         while True:
             attempt = inbox.get()
+            answered: list[tuple[Message, Outcome]] = []
             try:
                 until = time.monotonic() + self._attempt_timeout
-                self._note_answer(attempt, self._send(connection, attempt.batch, until))
+                answered = self._note_answer(attempt, self._send(connection, attempt.batch, until))
             except ServerFailed as failure:
                 self._note_failure(attempt, failure)
             except Exception:  # noqa: BLE001 - a bug must cost one attempt, not a lane
@@ -118,7 +119,10 @@ class Relay:
                 if self._dispatch.is_open(attempt):
                     self._note_failure(attempt, ServerFailed("unexpected error"))
             self._dispatch.lane_idle(lane)
+            # Servers first: one that has the next batch works while clients get their answers.
             self._pump()
+            for message, outcome in answered:
+                self._answers[message].set(outcome)
 
     def _send(
         self, connection: ServerConnection, batch: list[Message], until: float
@@ -140,20 +144,25 @@ class Relay:
             detail = "The servers do not take what this coordinator takes."
             return [Outcome(refused.status, problem="refused-by-server", detail=detail)]
 
-    def _note_answer(self, attempt: Attempt, outcomes: list[Outcome]) -> None:
-        finished = []
-        for message, outcome in zip(attempt.batch, outcomes, strict=True):
+    def _note_answer(
+        self, attempt: Attempt, outcomes: list[Outcome]
+    ) -> list[tuple[Message, Outcome]]:
+        """What is to be answered now: messages whose first outcome this is."""
+        answered = [
+            (message, outcome)
+            for message, outcome in zip(attempt.batch, outcomes, strict=True)
             # 503: this server cannot just now, another one may
-            if outcome.status != 503 and self._dispatch.finish(message):
-                finished.append(message)
-                self._answers[message].set(outcome)
+            if outcome.status != 503 and self._dispatch.finish(message)
+        ]
         if any(outcome.status == 503 for outcome in outcomes):
             self._note_failure(attempt, ServerFailed("answered 503 for a message"))
-            return
+            return answered
         self._observer.answered(attempt)
+        finished = [message for message, _ in answered]
         for server in self._dispatch.succeed(attempt, finished, time.monotonic()):
             self._observer.overtaken(server, attempt.lane.server)
             _log.warning("Server %s is slow: another one overtook it", self._urls[server])
+        return answered
 
     def _note_failure(self, attempt: Attempt, failure: ServerFailed) -> None:
         server = attempt.lane.server

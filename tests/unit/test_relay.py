@@ -1,0 +1,79 @@
+"""The dispatch as it runs: in what order things are done, with servers that are a queue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import cast
+
+import gevent
+from gevent.queue import Queue
+
+from sealrelay.dispatch.connection import ServerConnection
+from sealrelay.dispatch.decisions import Dispatch, Limits, Message
+from sealrelay.dispatch.observer import Observer
+from sealrelay.dispatch.relay import Relay
+from sealrelay.wire import Outcome
+
+_LONG = 60.0
+"""Seconds: nothing is late here."""
+
+
+class _Server:
+    """Answers a batch when it is told to."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+        self.may_answer: Queue[None] = Queue()
+
+    def send_batch(self, batch: Sequence[Message], _timeout: float) -> list[Outcome]:
+        self.events.append(f"batch of {len(batch)} sent")
+        self.may_answer.get()
+        return [Outcome(200, server="s1") for _ in batch]
+
+
+def test_a_server_gets_its_next_batch_before_the_last_one_s_senders_get_their_answers() -> None:
+    events: list[str] = []
+    server = _Server(events)
+    limits = Limits(
+        max_batch=10,
+        max_batch_bytes=10_000,
+        max_waiting=10,
+        max_waiting_bytes=10_000,
+        patience=_LONG,
+        hedge_floor=_LONG,
+        hedge_ceiling=_LONG,
+        retry_share=0.1,
+    )
+    dispatch = Dispatch(["s1"], limits)
+    urls = {"s1": "https://127.0.0.1:1"}
+    relay = Relay(
+        dispatch,
+        urls,
+        lambda _name: cast(ServerConnection, server),
+        Observer("relay", urls, dispatch, limits.max_waiting, time.time(), 2),
+        lanes=2,
+        attempt_timeout=_LONG,
+        probe_interval=_LONG,
+    )
+    relay.start()
+
+    def send(number: int) -> None:
+        token = f"token{number}"
+        relay.deliver(Message(bytes([number]) * 32, "client1", token, time.monotonic() + _LONG))
+        events.append(f"message {number} answered")
+
+    senders = [gevent.spawn(send, 1)]
+    gevent.sleep(0.01)
+    senders += [gevent.spawn(send, 2), gevent.spawn(send, 3)]
+    gevent.sleep(0.01)
+    server.may_answer.put(None)
+    server.may_answer.put(None)
+    assert len(gevent.joinall(senders, timeout=_LONG)) == len(senders)
+    assert events == [
+        "batch of 1 sent",
+        "batch of 2 sent",
+        "message 1 answered",
+        "message 2 answered",
+        "message 3 answered",
+    ]
