@@ -10,7 +10,7 @@ from threading import Thread
 import gevent
 import pytest
 
-from sealrelay.journal import configure_logging, gather_lines
+from sealrelay.journal import configure_logging, gather_lines, note
 
 _log = logging.getLogger("sealrelay.tests")
 
@@ -89,6 +89,36 @@ def test_warning_is_written_at_once_after_what_was_said_before(
     assert capsys.readouterr().err == "<6>after\n", "nothing is lost where a process ends"
     gevent.sleep(0)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("_gathering")
+def test_a_noted_line_is_as_every_other_one(capsys: pytest.CaptureFixture[str]) -> None:
+    _log.info("first")
+    note(_log, "a %s in it")
+    _log.info("third")
+    gevent.sleep(0)
+    assert capsys.readouterr().err == "<6>first\n<6>a %s in it\n<6>third\n"
+    logging.getLogger().setLevel("WARNING")
+    note(_log, "unseen")
+    gevent.sleep(0)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_noted_line_for_a_terminal_has_time_and_level(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    configure_logging("info")
+    note(_log, "noted")
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO noted\n", capsys.readouterr().err
+    )
+
+
+def test_a_noted_line_reaches_other_handlers(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        note(_log, "a %s in it")
+    assert caplog.messages == ["a %s in it"]
 
 
 @pytest.mark.usefixtures("_gathering")

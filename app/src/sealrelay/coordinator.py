@@ -19,6 +19,7 @@ from sealrelay.dispatch.connection import ServerConnection
 from sealrelay.dispatch.decisions import Dispatch, Limits
 from sealrelay.dispatch.observer import Observer, Report, merge_reports
 from sealrelay.identity import Endpoint, Identity, Role
+from sealrelay.journal import note
 from sealrelay.page import StatusPage
 from sealrelay.processes import read_reports
 from sealrelay.replies import Problem, Reply, message_reply
@@ -91,12 +92,11 @@ def create_app(settings: CoordinatorSettings, started: float, credentials: Crede
             raise
         finally:
             metrics.MESSAGES.add(result)
-        _log.info(
-            "Message %s from %s stored by %s in %.1f ms",
-            token.message_id.hex(),
-            peer.name,
-            outcome.server,
-            (time.monotonic() - began) * 1000,
+        took = (time.monotonic() - began) * 1000
+        note(
+            _log,
+            f"Message {token.message_id.hex()} from {peer.name} stored by {outcome.server}"
+            f" in {took:.1f} ms",
         )
         return reply
 

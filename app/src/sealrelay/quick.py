@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _LARGEST_HEAD = 8192
 """Bytes. A longer head is gunicorn's to judge."""
+_HEADS = 256
+"""Heads that are known without reading them again: whoever sends again sends mostly the same."""
 
 # No underscore in a field's name: in a WSGI environment it would pass for a hyphen.
 _HEAD = re.compile(
@@ -63,11 +66,15 @@ def read_head(data: bytes, paths: frozenset[str]) -> Head | None:
     RFC 9112 in its strictest form: POST, HTTP/1.1, CRLF, no field twice, a Content-Length, and
     nothing that changes how the message is framed or the connection kept.
     """
-    match = _HEAD.match(data, 0, _LARGEST_HEAD)
+    end = data.find(b"\r\n\r\n", 0, _LARGEST_HEAD)
+    head = _read_whole_head(data[: end + 4]) if end > 0 else None
+    return head if head is not None and head.path in paths else None
+
+
+@lru_cache(maxsize=_HEADS)
+def _read_whole_head(data: bytes) -> Head | None:
+    match = _HEAD.fullmatch(data)
     if match is None:
-        return None
-    path = match["path"].decode("ascii")
-    if path not in paths:
         return None
     kept: dict[str, str] = {}
     seen: set[str] = set()
@@ -87,7 +94,7 @@ def read_head(data: bytes, paths: frozenset[str]) -> Head | None:
     stated = kept.get("CONTENT_LENGTH", "")
     if "HOST" not in seen or not _LENGTH.fullmatch(stated):
         return None
-    return Head(path, kept, int(stated), match.end())
+    return Head(match["path"].decode("ascii"), kept, int(stated), len(data))
 
 
 class Body:
@@ -110,6 +117,11 @@ class Body:
         data, self._arrived = self._arrived[:size], self._arrived[size:]
         self._left -= len(data)
         return data
+
+    @property
+    def arrived(self) -> int:
+        """Bytes that are there to be read without waiting for the peer."""
+        return min(len(self._arrived), self._left)
 
     @property
     def left(self) -> int:

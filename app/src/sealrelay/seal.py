@@ -21,6 +21,10 @@ _VERSION = 0x80
 _OVERHEAD = 1 + 8 + 16 + 32
 _BLOCK = 16
 
+_TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
+_FROM_URLSAFE = bytes.maketrans(b"-_", b"+/")
+"""The alphabets of RFC 4648 §5 and §4. The library's functions for them take twice the time."""
+
 
 class TokenMalformed(ValueError):
     """A text that is not a Fernet token in its canonical form. Holds no part of the text."""
@@ -53,10 +57,12 @@ def parse_token(text: str) -> Token:
     message has one text.
     """
     try:
-        raw = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
+        # decodes more than it should, as nothing else would encode to the same text again
+        spelled = text.encode("ascii")
+        raw = binascii.a2b_base64(spelled.translate(_FROM_URLSAFE))
     except (UnicodeEncodeError, binascii.Error):
         raise TokenMalformed("the data is not base64url text") from None
-    if base64.urlsafe_b64encode(raw).decode("ascii") != text:
+    if binascii.b2a_base64(raw, newline=False).translate(_TO_URLSAFE) != spelled:
         raise TokenMalformed("the data is not in canonical base64url form")
     body = len(raw) - _OVERHEAD
     if body < _BLOCK or body % _BLOCK or raw[0] != _VERSION:

@@ -23,6 +23,7 @@ from sealrelay.identity import (
     Role,
     identify_certificate,
 )
+from sealrelay.journal import note
 from sealrelay.replies import Problem, Reply, json_reply, message_reply
 from sealrelay.seal import Keyring, Token, TokenMalformed, TokenNotOpened, parse_token
 from sealrelay.store import (
@@ -168,12 +169,8 @@ class Intake:
             outcome = Outcome(503, problem="store-unavailable", detail="The store does not answer.")
             return [outcome] * len(records)
         for record, result in zip(records, stored, strict=True):
-            _log.info(
-                "%s message %s from %s",
-                "Replayed" if result.replayed else "Stored",
-                record.message_id.hex(),
-                record.client,
-            )
+            what = "Replayed" if result.replayed else "Stored"
+            note(_log, f"{what} message {record.message_id.hex()} from {record.client}")
         return [Outcome(200, replayed=result.replayed, server=result.server) for result in stored]
 
 

@@ -57,6 +57,8 @@ _DRAIN = 0.02
 """The same of a stopping worker."""
 _NOTIFY_EVERY = 1.0
 """Seconds between two signs of life to gunicorn's master."""
+_RECORD = 16_384
+"""Bytes that one TLS record holds at most (RFC 8446 §5.1): all that a read can bring."""
 _BURST = 16
 """Connections accepted in one go, before members' work and before any of them is counted."""
 _STEPS = 3
@@ -340,7 +342,7 @@ class RelayWorker(GeventWorker):
         def await_request() -> bytes:
             connection.begin_pause()
             try:
-                return connection.recv(65536)
+                return connection.recv(_RECORD)
             except _Ended as end:
                 self._note_end(connection, addr[0], end)
                 return b""
