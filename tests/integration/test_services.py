@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,26 @@ def test_probe_is_not_deceived_by_another_service(deployed: Deployment, tmp_path
     probed = run_main("probe", "--config", str(config))
     assert probed.code == 3
     assert "spiffe://sealrelay.internal/server/server2 answers there" in probed.err
+
+
+def test_service_is_ready_for_systemd_when_it_answers(deployed: Deployment, tmp_path: Path) -> None:
+    """And not before: gunicorn says so of itself before there is a worker."""
+    for service in (deployed.coordinator, deployed.servers[0]):
+        service.stop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.settimeout(PATIENCE)
+            systemd.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            address = str(tmp_path / service.kind)
+            systemd.bind(address)
+            folder = str(service.config.parent)
+            service.start(
+                wait=False,
+                env={**os.environ, "RUNTIME_DIRECTORY": folder, "NOTIFY_SOCKET": address},
+            )
+            said, ((_, _, credentials),), *_ = systemd.recvmsg(100, 100)
+        assert said == b"READY=1"
+        assert struct.unpack("iII", credentials)[0] in service.workers
+        assert service.probe().code == 0
 
 
 def test_probe_of_a_client_is_refused(deployed: Deployment) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import ssl
 import sys
 import time
@@ -43,13 +42,8 @@ class Health(msgspec.Struct, frozen=True):
 
 
 def probe_service(settings: ServiceSettings, wait: float) -> Health:
-    """Ask until the service answers, for at most ``wait`` seconds. Raises Unreachable.
-
-    Gives up early when systemd named the service's process (``MAINPID``, in ExecStartPost; see
-    systemd.exec) and that has ended: systemd itself would let the wait run out first.
-    """
+    """Ask until the service answers, for at most ``wait`` seconds. Raises Unreachable."""
     deadline = time.monotonic() + wait
-    process = os.environ.get("MAINPID")
     while True:
         try:
             return _ask(settings)
@@ -60,8 +54,7 @@ def probe_service(settings: ServiceSettings, wait: float) -> Health:
             IdentityRefused,
             msgspec.MsgspecError,
         ) as error:
-            ended = process is not None and not Path("/proc", process).exists()
-            if ended or time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 raise Unreachable(
                     f"{settings.name} does not answer at {settings.bind}: {_reason(error)}"
                 ) from None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import os
+import queue
 import resource
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +95,54 @@ class _Service(BaseApplication):
         except self._refusals as error:
             logging.getLogger("sealrelay").error("%s", error)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
+
+    def run(self) -> None:
+        _Master(self).run()
+
+
+class _Master(Arbiter):
+    """gunicorn's master, which does not sleep while others wait for it."""
+
+    def start(self) -> None:
+        # gunicorn would call itself ready before there is a worker; a worker that answers does it.
+        address = os.environ.pop("NOTIFY_SOCKET", None)
+        super().start()
+        if address is not None:
+            os.environ["NOTIFY_SOCKET"] = address
+
+    def spawn_worker(self) -> int:
+        pid: int = super().spawn_worker()
+        gc.enable()  # all that a worker is to have, and that stays, has been made
+        return pid
+
+    def stop(self, graceful: bool = True) -> None:
+        """Stop the workers, and return when the last one has ended.
+
+        gunicorn looks for that ten times a second; here their ends wake it up. It is left the ports
+        to close, and whoever is not to be waited for.
+        """
+        if graceful:
+            # No longer ours: who comes now is refused, or waits for the next one where systemd
+            # keeps the port.
+            while self.LISTENERS:
+                self.LISTENERS.pop().close()
+            self.kill_workers(signal.SIGTERM)
+            self._wait_for_workers(time.monotonic() + self.cfg.graceful_timeout)
+        super().stop(graceful=False)
+
+    def _wait_for_workers(self, until: float) -> None:
+        """Return when none is left, or when told not to wait (SIGINT, SIGQUIT). Kills who is left
+        at ``until``."""
+        self.reap_workers()
+        while self.WORKERS:
+            try:
+                told = self.SIG_QUEUE.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                self.kill_workers(signal.SIGKILL)
+                return
+            if told in (signal.SIGINT, signal.SIGQUIT):
+                return
+            self.reap_workers()
 
 
 def _grace(settings: ServiceSettings) -> int:

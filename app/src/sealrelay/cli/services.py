@@ -1,7 +1,8 @@
-"""What runs on a host: the services, the probe that systemd starts them with, and their files."""
+"""What runs on a host: the services, the probe that asks them, and their files."""
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -55,11 +56,19 @@ def coordinator(path: Path) -> None:
 
 def _run(path: Path, kind: type[ServerSettings] | type[CoordinatorSettings]) -> None:
     started = time.time()  # before the files are read: what changes meanwhile makes it outdated
+    gc.disable()  # what a start makes is there to stay; gunicorn's processes enable it again
+    master = os.getpid()
     settings = load_settings(path, kind)
-    with share_folder():
-        from sealrelay.serving import serve  # gunicorn and gevent, for services only
+    try:
+        with share_folder():
+            from sealrelay.serving import serve  # gunicorn and gevent, for services only
 
-        serve(settings, started)
+            serve(settings, started)
+    except SystemExit as end:
+        if os.getpid() != master:
+            raise  # a worker, which may hold the store
+        # Whoever restarts it would wait until Python has taken down one module after the other.
+        os._exit(int(end.code or 0))
 
 
 @click.command()
