@@ -82,5 +82,14 @@ def test_a_service_can_write_only_where_its_state_lies(node: Node, unit: str) ->
     assert unit == COORDINATOR or _writes(node, pid, "/var/lib/sealrelay")
 
 
+@pytest.mark.parametrize("unit", [*SERVERS, COORDINATOR])
+def test_a_service_comes_before_other_work_of_its_host(node: Node, unit: str) -> None:
+    pids = node.pids(unit)
+    assert len(pids) >= 2, "gunicorn's master and a worker"
+    for pid in pids:
+        assert node.run("ps", "-o", "ni=", "-p", str(pid)).strip() == "-10"
+    assert node.show(unit, "CPUWeight") == "1000"
+
+
 def test_the_socket_starts_the_coordinator(node: Node) -> None:
     assert node.show(SOCKET, "Triggers") == COORDINATOR

@@ -164,6 +164,16 @@ def test_units_run_sandboxed_and_prove_that_they_answer(
         assert "\nType=notify\nNotifyAccess=all\n" in unit
 
 
+@pytest.mark.parametrize(("role", "template"), [unit for unit in UNITS if unit[0] != "firewall"])
+def test_messages_come_before_other_work_of_the_host(
+    tmp_path: Path, role: str, template: str
+) -> None:
+    unit = render(tmp_path, role, template)
+    service = unit.partition("[Service]")[2].partition("[Install]")[0]
+    for line in ("CPUWeight=1000", "Nice=-10"):
+        assert f"\n{line}\n" in service
+
+
 def test_there_are_units() -> None:
     assert len(UNITS) >= 3
 
