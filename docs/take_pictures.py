@@ -42,14 +42,18 @@ _DIM = "\x1b[2m{}\x1b[0m"
 
 
 class Tour:
-    """A lab node, deployed to for the first time."""
+    """A lab node that is deployed to for the first time."""
 
     def __init__(self, scratch: Path) -> None:
-        """``scratch``: a folder for what is not kept."""
+        """``scratch``: a folder for what is not kept. Nothing is deployed yet."""
         self._scratch = scratch
+        self.deployment: list[str] = []
+        """What the first deployment said."""
+
+    def deploy(self) -> None:
+        """Make the node, and deploy to it."""
         run("bin/lab", "up", "--disk", "node1")
         self.deployment = play("site.yml")
-        """What the first deployment said."""
 
     def browser(self) -> Browser:
         """One with the operator's leaf."""
@@ -282,6 +286,8 @@ def main() -> None:
     digests = {file: PICTURES[file].digest() for file in wanted}
     with tempfile.TemporaryDirectory() as scratch:
         tour = Tour(Path(scratch))
+        if any(PICTURES[file].shows for file in wanted):  # others are drawn of the repository
+            tour.deploy()
         for file, digest in digests.items():
             print(f"pictures: {file}", flush=True)
             PICTURES[file].take(tour, PICTURES[file])
