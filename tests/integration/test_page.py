@@ -220,7 +220,9 @@ def test_browser_without_an_operators_leaf_sees_nothing(
     url, ca = f"{deployed.url}/status", operator_leaf(deployed) / "ca.pem"
     refused = "Refused 127.0.0.1: peer did not return a certificate"
     assert refused not in deployed.coordinator.log
-    assert Browser(tmp_path / "nobody", deployed.url, ca).read(url) == ""
+    seen = Browser(tmp_path / "nobody", deployed.url, ca).read(url)
+    # it is let see nothing; on a busy machine the browser has made a page of its own of that
+    assert not seen or "ERR_BAD_SSL_CLIENT_AUTH_CERT" in seen
     assert refused in deployed.coordinator.log
     client = deployed.client_config("client1").parent
     seen = Browser(tmp_path / "client", deployed.url, ca, client).read(url)
