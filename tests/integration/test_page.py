@@ -221,8 +221,8 @@ def test_browser_without_an_operators_leaf_sees_nothing(
     refused = "Refused 127.0.0.1: peer did not return a certificate"
     assert refused not in deployed.coordinator.log
     seen = Browser(tmp_path / "nobody", deployed.url, ca).read(url)
-    # it is let see nothing; on a busy machine the browser has made a page of its own of that
-    assert not seen or "ERR_BAD_SSL_CLIENT_AUTH_CERT" in seen
+    # nothing, or a page that the browser has made of that itself
+    assert "server1" not in seen
     assert refused in deployed.coordinator.log
     client = deployed.client_config("client1").parent
     seen = Browser(tmp_path / "client", deployed.url, ca, client).read(url)
