@@ -55,7 +55,7 @@ class Browser:
         _run("pk12util", "-d", self._database, "-i", str(packed), "-W", "")
 
     def read(self, url: str) -> str:
-        """What the browser has made of a page, as HTML; nothing where it was let see none."""
+        """What the browser has made of a page, as HTML; of none, nothing or a page of its own."""
         return self._open(url, "--dump-dom").stdout
 
     def take_picture(self, url: str, *, width: int = 1200, dark: bool = False) -> Path:
