@@ -19,7 +19,7 @@ import click
 from benchmarks import failover, throughput
 from benchmarks.faults import FAULTS, remove_leftovers, why_impossible
 from benchmarks.machine import describe_machine, is_in_memory
-from benchmarks.options import FULL, PAYLOAD_BYTES, QUICK, RATE, Extent
+from benchmarks.options import FULL, PAYLOAD_BYTES, QUICK, RATE, Extent, folder_option
 from benchmarks.page import RESULTS, update_page
 from benchmarks.peers import PEERS, Peer
 from benchmarks.report import (
@@ -79,13 +79,7 @@ def _split_numbers(
 @click.option("--faults", callback=_split(FAULTS), help=f"Of {','.join(FAULTS)}.")
 @click.option("--fault-rounds", type=click.IntRange(1, 100), help="Of faults.")
 @click.option("--fault-seconds", type=click.FloatRange(1, 60), help="How long a fault lasts.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    default="/var/tmp",  # noqa: S108 - a folder of its own is made there
-    show_default=True,
-    help="A folder on a real disk, for the store.",
-)
+@folder_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from benchmarks.options import PAYLOAD_BYTES
+from benchmarks.options import PAYLOAD_BYTES, folder_option
 from benchmarks.processes import cpu_seconds
 from benchmarks.testbed import CLIENTS, Measurement, Testbed
 from sealrelay.seal import Keyring, parse_keyring
@@ -29,13 +29,7 @@ _HEADERS = {"Content-Type": "application/json"}
 @click.command()
 @click.option("--batches", type=click.IntRange(10, 10_000), default=200, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    default="/var/tmp",  # noqa: S108 - a folder of its own is made there
-    show_default=True,
-    help="A folder on a real disk, for the store.",
-)
+@folder_option
 def main(batches: int, rounds: int, folder: Path) -> None:
     """Time batches of several sizes; of several rounds, the best of each size is shown."""
     with tempfile.TemporaryDirectory(prefix="sealrelay-batches-", dir=folder) as temporary:

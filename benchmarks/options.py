@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import click
 
 RATE = 100.0
 """Messages a second while faults are tried."""
 PAYLOAD_BYTES = 256
+
+folder_option = click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default="/var/tmp",  # noqa: S108 - a folder of its own is made there
+    show_default=True,
+    help="A folder on a real disk, for the store.",
+)
 
 
 @dataclass(frozen=True)

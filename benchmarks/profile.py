@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from benchmarks.load import make_load, sleep_until, wait_for_relay
-from benchmarks.options import PAYLOAD_BYTES
+from benchmarks.options import PAYLOAD_BYTES, folder_option
 from benchmarks.peers import PEERS
 from benchmarks.processes import Program
 from benchmarks.spec import LoadSpec
@@ -71,13 +71,7 @@ def add_up(lines: Iterable[str]) -> dict[str, float]:
 @click.command()
 @click.option("--connections", type=click.IntRange(1, 1000), default=64, show_default=True)
 @click.option("--seconds", type=click.FloatRange(2, 600), default=10.0, show_default=True)
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    default="/var/tmp",  # noqa: S108 - a folder of its own is made there
-    show_default=True,
-    help="A folder on a real disk, for the store.",
-)
+@folder_option
 def main(connections: int, seconds: float, folder: Path) -> None:
     """Show where the coordinator's and a server's processor time goes. Needs root."""
     if shutil.which("py-spy", path=str(Path(sys.executable).parent)) is None:
