@@ -160,8 +160,8 @@ def test_units_run_sandboxed_and_prove_that_they_answer(
     assert re.search(r"^(User=sealrelay-|DynamicUser=yes$)", unit, re.MULTILINE)
     if "\nType=oneshot\n" not in unit:
         assert "\nRestart=on-failure\n" in unit
-        # gunicorn's master is not the one that answers, so any process of the unit may say so
-        assert "\nType=notify\nNotifyAccess=all\n" in unit
+        assert "\nType=notify\n" in unit
+        assert "NotifyAccess=" not in unit, "no process but the master speaks for the service"
 
 
 @pytest.mark.parametrize(("role", "template"), [unit for unit in UNITS if unit[0] != "firewall"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 
 from sealrelay import worker
 from sealrelay.errors import Unreachable
+from sealrelay.serving import _Master
 
 
 @pytest.fixture
@@ -31,28 +34,44 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 
 def tell_ready() -> None:
     own: Any = object.__new__(worker.RelayWorker)
-    own._settings, own.log = SimpleNamespace(), SimpleNamespace()
+    own._settings, own.ppid = SimpleNamespace(), os.getpid()
     own._tell_ready()
 
 
-def test_worker_that_answers_tells_systemd(
-    systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """What signals a master gets that would tell systemd."""
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    signals: list[int] = []
+    before = signal.signal(signal.SIGWINCH, lambda number, _: signals.append(number))
+    yield signals
+    signal.signal(signal.SIGWINCH, before)
+
+
+def test_worker_that_answers_tells_the_master(
+    told: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "probe_service", lambda settings, wait: None)
     tell_ready()
+    assert told == [signal.SIGWINCH]
+
+
+def test_master_that_is_told_so_tells_systemd(systemd: socket.socket) -> None:
+    master: Any = object.__new__(_Master)
+    master.log = logging.getLogger()
+    master.handle_winch()
     assert systemd.recv(100) == b"READY=1"
 
 
-def test_worker_that_does_not_answer_tells_why_and_not_systemd(
-    systemd: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_worker_that_does_not_answer_tells_why_and_not_the_master(
+    told: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def probe(settings: object, wait: float) -> None:
         raise Unreachable("server1 does not answer at 127.0.0.1:5001: timed out")
 
     monkeypatch.setattr(worker, "probe_service", probe)
     tell_ready()
-    with pytest.raises(BlockingIOError):
-        systemd.recv(100)
+    assert not told
     assert caplog.messages == ["Not started: server1 does not answer at 127.0.0.1:5001: timed out"]
 
 

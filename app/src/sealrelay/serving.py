@@ -17,6 +17,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
+from gunicorn.systemd import sd_notify
 
 from sealrelay import metrics
 from sealrelay.config import CoordinatorSettings, ServerSettings, ServiceSettings
@@ -109,6 +110,12 @@ class _Master(Arbiter):
         super().start()
         if address is not None:
             os.environ["NOTIFY_SOCKET"] = address
+
+    def handle_winch(self) -> None:
+        """A worker answers. systemd believes the master only, so that no other process can speak
+        for the service; gunicorn itself has a use for this signal where it is a daemon."""
+        assert self.log is not None
+        sd_notify("READY=1", self.log)
 
     def spawn_worker(self) -> int:
         pid: int = super().spawn_worker()

@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import resource
+import signal
 import socket
 import ssl
 import time
@@ -29,7 +30,6 @@ from gevent.server import StreamServer
 from gevent.socket import wait, wait_read
 from gevent.ssl import SSLSocket
 from greenlet import greenlet
-from gunicorn.systemd import sd_notify
 from gunicorn.workers.ggevent import GeventWorker
 
 from sealrelay import metrics, quick
@@ -311,7 +311,7 @@ class RelayWorker(GeventWorker):
         self._accept()
 
     def _tell_ready(self) -> None:
-        """Tell systemd that the service has started, once it answers over mutual TLS.
+        """Have systemd told that the service has started, once it answers over mutual TLS.
 
         A program that asks from outside would take from the start the time that both need.
         """
@@ -322,7 +322,7 @@ class RelayWorker(GeventWorker):
         except Unreachable as error:
             _log.error("Not started: %s", error)  # the unit's TimeoutStartSec= sees to the rest
         else:
-            sd_notify("READY=1", self.log, unset_environment=True)
+            os.kill(self.ppid, signal.SIGWINCH)  # see the master's handle_winch
 
     def _accept(self) -> None:
         """gunicorn's ``run``, which looks once a second whether it is told to stop, or drained."""
