@@ -22,7 +22,7 @@ SERVERS = ("sealrelay-server@5001.service", "sealrelay-server@5002.service")
 COORDINATOR = "sealrelay-coordinator.service"
 SOCKET = "sealrelay-coordinator.socket"
 UNITS = (*SERVERS, COORDINATOR, SOCKET)
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = _PATIENCE) -> None:
@@ -126,9 +126,7 @@ class Node:
         return self.run(*command, *(f"--unit={unit}" for unit in units))
 
     def wait_for_journal(self, unit: str, text: str, since: str) -> None:
-        wait_for(
-            lambda: text in self.journal(unit, since=since), f"{unit} says {text!r}", seconds=10
-        )
+        wait_for(lambda: text in self.journal(unit, since=since), f"{unit} says {text!r}")
 
     def disconnect(self) -> None:
         subprocess.run([*self._ssh[:-1], "-O", "exit", self.name], capture_output=True, check=False)
