@@ -107,4 +107,8 @@ def test_ca_can_sign_leaves_and_nothing_else(node: Node) -> None:
         ca.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     assert _days_left(ca) > 365
+    key = ca.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    # Not more: each side of a handshake verifies with it twice, and all else has this strength.
+    assert key.curve.name == "secp256r1"
     ca.verify_directly_issued_by(ca)
