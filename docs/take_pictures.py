@@ -63,6 +63,13 @@ class Tour:
                 copy.write(run("bin/lab", "shell", "node1", f"cat /etc/sealrelay/operator/{name}"))
         return Browser(leaf / "browser", _COORDINATOR, leaf / "ca.pem", leaf)
 
+    def hold_game_day(self) -> Path:
+        """Break it in every way; the folder of the report."""
+        reports = Path(tempfile.mkdtemp(dir=self._scratch))
+        play("playbooks/game_day.yml", "-e", f"failover_check_report_dir={reports}")
+        (folder,) = reports.iterdir()
+        return folder
+
     @contextmanager
     def load(self) -> Iterator[None]:
         """Messages from both clients meanwhile, for a quarter of a minute before and after."""
@@ -164,6 +171,13 @@ def take_status(tour: Tour, picture: Picture) -> None:
         shutil.copy(tour.browser().take_picture(f"{_COORDINATOR}/status"), picture.path)
 
 
+def take_report(tour: Tour, picture: Picture) -> None:
+    folder = tour.hold_game_day()
+    shutil.copy(
+        tour.browser().take_picture(f"file://{folder}/report.html", height=2480), picture.path
+    )
+
+
 def take_tree(_: Tour, picture: Picture) -> None:
     picture.draw_terminal(draw_tree().splitlines())
 
@@ -240,6 +254,12 @@ PICTURES = {
             take_status,
             ("app/src/sealrelay/page.py", "app/src/sealrelay/templates/*"),
         ),
+        Picture(
+            "report.png",
+            "The game day's report",
+            take_report,
+            ("roles/failover_check/files/game_day/*", "roles/failover_check/vars/main/faults.yml"),
+        ),
         Picture("tree.svg", "The project", take_tree, text=draw_tree),
     )
 }
@@ -261,9 +281,9 @@ def run(*command: str, **variables: str) -> str:
     return done.stdout
 
 
-def play(playbook: str) -> list[str]:
+def play(playbook: str, *arguments: str) -> list[str]:
     """What a playbook says, in colour."""
-    command = (".venv/bin/ansible-playbook", "-i", "inventory/lab", playbook)
+    command = (".venv/bin/ansible-playbook", "-i", "inventory/lab", playbook, *arguments)
     return run(*command, ANSIBLE_FORCE_COLOR="1").splitlines()
 
 

@@ -58,13 +58,15 @@ class Browser:
         """What the browser has made of a page, as HTML; of none, nothing or a page of its own."""
         return self._open(url, "--dump-dom").stdout
 
-    def take_picture(self, url: str, *, width: int = 1200, dark: bool = False) -> Path:
-        """A picture (PNG) of a page."""
+    def take_picture(
+        self, url: str, *, width: int = 1200, height: int = 1600, dark: bool = False
+    ) -> Path:
+        """A picture (PNG) of a page's upper part, in pixels."""
         picture = self._folder / f"{width}-{'dark' if dark else 'light'}.png"
         self._open(
             url,
             f"--screenshot={picture}",
-            f"--window-size={width},1600",
+            f"--window-size={width},{height}",
             "--hide-scrollbars",
             f"--blink-settings=preferredColorScheme={0 if dark else 1}",
         )
