@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -10,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,37 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+class _Ports:
+    """Ports that no other process of these tests takes before they are used.
+
+    Each is a byte of one file, locked for as long as this process lives or has had few others
+    since: tests run several at a time, and a service comes up a second after its port was chosen.
+    """
+
+    _KEPT = 500
+
+    def __init__(self) -> None:
+        path = Path(tempfile.gettempdir()) / f"sealrelay-tests-{os.getuid()}.ports"
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._ours: deque[int] = deque()
+
+    def take(self, port: int) -> bool:
+        """Whether the port is ours from now on."""
+        if port in self._ours:
+            return False
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        self._ours.append(port)
+        if len(self._ours) > self._KEPT:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._ours.popleft())
+        return True
+
+
+_ports = _Ports()
+
+
 def free_port() -> int:
     """A port that nobody uses, below those that the system gives to outgoing connections.
 
@@ -45,6 +79,8 @@ def free_port() -> int:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(lowest // 2, lowest)  # noqa: S311 - not a secret
+        if not _ports.take(port):
+            continue
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
