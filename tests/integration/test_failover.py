@@ -15,6 +15,7 @@ import pytest
 
 from sealrelay.client import Client
 from sealrelay.errors import Unreachable
+from sealrelay.store.turn import Turn
 from tests.conftest import Deployments
 from tests.integration.test_messages import assert_problem, post, seal
 from tests.support.deployment import PATIENCE, Deployment, Service, free_port, wait_until
@@ -54,6 +55,17 @@ def locked_store(deployment: Deployment) -> Iterator[None]:
         yield
     finally:
         connection.close()
+
+
+def pause_between_commits(deployment: Deployment, server: Service) -> None:
+    """Freeze a server while the turn to write is this process's: in its own turn, the other
+    server would end it."""
+    turn = Turn(deployment.folder / "messages.db.turn")
+    try:
+        with turn:
+            server.pause()
+    finally:
+        turn.close()
 
 
 def start_activated(service: Service, listener: socket.socket) -> None:
@@ -107,8 +119,7 @@ def test_frozen_server_costs_no_message_and_is_used_again_when_it_goes_on(
     server, other = failing.servers
     mark = len(failing.coordinator.log)
     with Senders(failing) as senders:
-        with locked_store(failing):  # or it could freeze within a commit, see the next test
-            server.pause()
+        pause_between_commits(failing, server)
         failed = f"Server {server.url} failed: no answer within "
         wait_until(lambda: failed in log_since(failing.coordinator, mark), failed)
         senders.await_more(20, by=other.name)
@@ -133,8 +144,7 @@ def test_message_for_a_frozen_server_is_hedged_and_waits_for_no_time_out(
     server, other = deployment.servers
     with Senders(deployment) as senders:
         senders.await_more(by=server.name)  # frozen before its first probe, it would never be used
-        with locked_store(deployment):
-            server.pause()
+        pause_between_commits(deployment, server)
         slow = f"Server {server.url} is slow: another one overtook it"
         wait_until(lambda: slow in deployment.coordinator.log, slow)
         senders.await_more(20, by=other.name)

@@ -11,9 +11,11 @@ _WHAT = {
     "units": "systemctl list-unit-files --no-legend --plain --no-pager | grep -v transient | sort",
     "running": "systemctl list-units --state=active --type=service,socket --no-legend --plain "
     "--no-pager | cut -d' ' -f1 | grep -v -e '^user@' -e '^user-runtime-dir@' | sort",
-    # Caches, logs, lists of the package manager and backups of the user database may differ.
+    # Caches, logs, lists of the package manager and backups may differ: of the user database, and
+    # what the distribution keeps of its own databases each midnight.
     "files": "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp "
     "-o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/apt "
+    "-o -path /var/backups "
     "-o -path /var/lib/dpkg -o -path /var/lib/systemd -o -path /root/.ansible "
     "-o -name __pycache__ -o -path /etc/ld.so.cache "
     "-o -path '/etc/passwd*' -o -path '/etc/group*' -o -path '/etc/shadow*' "
