@@ -98,6 +98,22 @@ def test_servers_that_keep_messages_for_different_times_are_refused(tmp_path: Pa
     assert "differ in server_retention (300001, 300002) or server_token_ttl (86400, 86400)" in out
 
 
+def test_an_inventory_of_other_groups_is_no_success(tmp_path: Path) -> None:
+    """Ansible itself says that no hosts matched, and that all went well."""
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(yaml.safe_dump({"all": {"children": {"server": {"hosts": {"a": {}}}}}}))
+    command = Path(sys.executable).with_name("ansible-playbook")
+    play = subprocess.run(
+        [command, "-i", inventory, "site.yml"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert play.returncode != 0
+    assert "no hosts in the groups coordinators, servers" in " ".join(play.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("url", "other", "same"),
     [
