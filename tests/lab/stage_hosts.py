@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.stage_game_day import assert_unharmed, hold, read_report
 from tests.support.listener import find_address, is_let_in, lets_in
 from tests.support.node import (
     SERVERS,
@@ -209,6 +210,14 @@ def test_a_restarted_database_costs_no_message(node: Node) -> None:
         node.run("systemctl", "start", unit.strip())
         sender.wait_for_more(50)
     _assert_stored_once(node, sender.finish())
+
+
+@pytest.mark.usefixtures("settled")
+def test_the_game_day_restarts_the_database(control: Control, tmp_path: Path) -> None:
+    play = hold(control, tmp_path / "reports", "store_restart", failover_check_rate=50)
+    fault = read_report(tmp_path / "reports")["store_restart"]
+    assert fault["outcome"] != "skipped", play.out
+    assert_unharmed(fault)
 
 
 @pytest.mark.usefixtures("settled")

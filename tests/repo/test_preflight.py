@@ -46,7 +46,6 @@ def _play_topology(tmp_path: Path, hosts: dict[str, dict[str, Any]]) -> str:
             **role_defaults("preflight"),
             **read_yaml(_PREFLIGHT / "vars" / "main.yml"),
             "ansible_python_interpreter": sys.executable,
-            "server_bind": "192.0.2.7",
         },
         "tasks": [{"ansible.builtin.include_tasks": str(_PREFLIGHT / "tasks" / "topology.yml")}],
     }
@@ -57,7 +56,9 @@ def _play_topology(tmp_path: Path, hosts: dict[str, dict[str, Any]]) -> str:
     }
     playbook, inventory = tmp_path / "play.yml", tmp_path / "hosts.yml"
     playbook.write_text(yaml.safe_dump([play]))
-    inventory.write_text(yaml.safe_dump({"all": {"children": groups}}))
+    inventory.write_text(
+        yaml.safe_dump({"all": {"children": groups, "vars": {"server_bind": "192.0.2.7"}}})
+    )
     command = Path(sys.executable).with_name("ansible-playbook")
     return subprocess.run(
         [command, "-i", inventory, playbook],
@@ -96,6 +97,18 @@ def test_servers_that_keep_messages_for_different_times_are_refused(tmp_path: Pa
     }
     out = " ".join(_play_topology(tmp_path, hosts).split())
     assert "differ in server_retention (300001, 300002) or server_token_ttl (86400, 86400)" in out
+
+
+def test_settings_that_other_hosts_can_not_read_are_refused(tmp_path: Path) -> None:
+    """Ansible takes them for undefined, and a default takes their place."""
+    hidden = {"server_store": "postgresql://u@{{ hostvars[inventory_hostname].address }}/sealrelay"}
+    plain = {"server_store": "postgresql://u@{{ address }}/sealrelay"}
+    hosts = {"hidden": {**hidden, "address": "db1"}, "plain": {**plain, "address": "db1"}}
+    out = _play_topology(tmp_path, hosts)
+    assert _failed(out) >= {"hidden"}
+    told = " ".join(out.split())
+    assert "Other hosts can't read server_store of hidden, and would take the default" in told
+    assert "of plain" not in told
 
 
 def test_an_inventory_of_other_groups_is_no_success(tmp_path: Path) -> None:
