@@ -26,6 +26,21 @@ as_root() {
   fi
 }
 
+# Stop before the work rather than in the middle of it, where as_root would.
+need_root() {
+  ((EUID == 0)) || command -v sudo >/dev/null || die "this needs root, and sudo is not installed; run it as root"
+}
+
+# Stop where a file system is too full for what comes. The path needn't exist yet.
+need_space() { # MEGABYTES PATH
+  local path=$2 free
+  until [[ -e $path ]]; do
+    path=$(dirname -- "$path")
+  done
+  free=$(df --output=avail --block-size=1M -- "$path" | tail -n 1)
+  ((free >= $1)) || die "$((free)) MiB are free for $2, and it takes up to $1 MiB; make room first"
+}
+
 # Replace this process by the same script run as root. Proxy settings survive,
 # which sudo would drop.
 become_root() {
@@ -66,6 +81,7 @@ install_packages() {
   done
   ((${#missing[@]})) || return 0
   say "installing ${missing[*]}"
+  need_root
   have_package_lists || apt_get update
   # Old lists name files that the archive no longer has: update once, try again.
   apt_get install -y --no-install-recommends "${missing[@]}" || {
