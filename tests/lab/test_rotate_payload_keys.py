@@ -84,7 +84,7 @@ def test_interrupted_rotation_is_usable_and_is_finished_by_the_next_run(
     node.shell(f"(cat {_KEYS}; echo '# next'; cat {_NEXT}) | sealrelay keyring merge {_KEYRING}")
     (following,) = keys_in(node, _NEXT)
     node.send("in the middle of a rotation")
-    deployed = control.deploy()
+    deployed = control.deploy("--limit", node.name)
     assert (deployed.code, deployed.changed) == (0, 0), f"it has nothing to undo\n{deployed.out}"
     rehearsal = rotate(control, "--check", "--diff")
     assert rehearsal.code == 0, rehearsal.out
