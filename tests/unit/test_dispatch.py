@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 
 from sealrelay.dispatch import DeadlinePassed, DispatchError, Message, NoHealthyServer, QueueFull
 from sealrelay.dispatch.decisions import (
+    _WORTH_SHARING,
     Attempt,
     Budget,
     Dispatch,
@@ -434,6 +435,28 @@ def test_slow_servers_serve_when_no_other_is_left() -> None:
     assert take(dispatch, 1.0).lane.server == "s1"
 
 
+@pytest.mark.parametrize("server", ["s1", "s2"])
+def test_many_that_waited_for_servers_that_are_back_but_slow_are_sent(server: str) -> None:
+    dispatch = make_dispatch(max_batch=50, max_batch_bytes=10_000, max_waiting=50)
+    add_lanes(dispatch, "s1", "s2")
+    for each in ("s1", "s2"):
+        dispatch.eject(each, 0.0)
+    enqueue(dispatch, *(make_message() for _ in range(30)))
+    dispatch.readmit(server, 1.0, quick=False)
+    attempt = take(dispatch, 1.0)
+    assert (attempt.lane.server, len(attempt.batch)) == (server, 30)
+
+
+def test_many_that_come_while_every_server_is_held_up_are_sent() -> None:
+    dispatch = make_dispatch(max_batch=50, max_batch_bytes=10_000, max_waiting=50)
+    add_lanes(dispatch, "s1", "s2", "s1", "s2")
+    for _ in range(2):
+        enqueue(dispatch, make_message())
+        take(dispatch)
+    enqueue(dispatch, *(make_message() for _ in range(30)), now=HEDGE)
+    assert len(take(dispatch, HEDGE).batch) == 30
+
+
 def test_slow_probe_does_not_make_a_slow_server_healthy() -> None:
     dispatch = make_dispatch()
     make_slow(dispatch, "s1")
@@ -613,7 +636,7 @@ def test_each_way_not_to_deliver_is_a_dispatch_error(error: type[Exception]) -> 
 
 
 SERVERS = ("s1", "s2", "s3")
-MAX_BATCH, MAX_BYTES, MAX_WAITING, SHARE = 3, 250, 6, 0.5
+MAX_BATCH, MAX_BYTES, MAX_WAITING, SHARE = 3, 250, 24, 0.5
 
 
 class DispatchMachine(RuleBasedStateMachine):
@@ -657,6 +680,11 @@ class DispatchMachine(RuleBasedStateMachine):
         else:
             assert waiting < MAX_WAITING
             self.messages.append(message)
+
+    @rule(count=st.integers(_WORTH_SHARING, MAX_WAITING))
+    def many_arrive(self, count: int) -> None:
+        for _ in range(count):
+            self.arrive(ttl=2.0, size=60)
 
     @rule()
     def pump(self) -> None:

@@ -10,17 +10,17 @@ import gevent
 from gevent.queue import Queue
 
 from sealrelay.dispatch.connection import ServerConnection
-from sealrelay.dispatch.decisions import Dispatch, Limits, Message
+from sealrelay.dispatch.decisions import Attempt, Dispatch, Health, Limits, Message
 from sealrelay.dispatch.observer import Observer
 from sealrelay.dispatch.relay import Relay
-from sealrelay.wire import Outcome
+from sealrelay.wire import HealthAnswer, Outcome
 
 _LONG = 60.0
 """Seconds: nothing is late here."""
 
 
 class _Server:
-    """Answers a batch when it is told to."""
+    """Answers a batch when it is told to, and every probe at once."""
 
     def __init__(self, events: list[str]) -> None:
         self.events = events
@@ -31,10 +31,25 @@ class _Server:
         self.may_answer.get()
         return [Outcome(200, server="s1") for _ in batch]
 
+    def probe(self, _timeout: float) -> HealthAnswer:
+        return HealthAnswer()
 
-def test_a_server_gets_its_next_batch_before_the_last_one_s_senders_get_their_answers() -> None:
-    events: list[str] = []
-    server = _Server(events)
+    def close(self) -> None:
+        self.events.append("closed")
+
+
+class _Flawed(Dispatch):
+    """Can't decide, as long as it is told not to."""
+
+    is_flawed = False
+
+    def next_attempt(self, now: float) -> Attempt | None:
+        if self.is_flawed:
+            raise ZeroDivisionError
+        return super().next_attempt(now)
+
+
+def _start(server: _Server, *, probe_interval: float = _LONG) -> tuple[Relay, _Flawed]:
     limits = Limits(
         max_batch=10,
         max_batch_bytes=10_000,
@@ -45,7 +60,7 @@ def test_a_server_gets_its_next_batch_before_the_last_one_s_senders_get_their_an
         hedge_ceiling=_LONG,
         retry_share=0.1,
     )
-    dispatch = Dispatch(["s1"], limits)
+    dispatch = _Flawed(["s1"], limits)
     urls = {"s1": "https://127.0.0.1:1"}
     relay = Relay(
         dispatch,
@@ -54,9 +69,16 @@ def test_a_server_gets_its_next_batch_before_the_last_one_s_senders_get_their_an
         Observer("relay", urls, dispatch, limits.max_waiting, time.time(), 2),
         lanes=2,
         attempt_timeout=_LONG,
-        probe_interval=_LONG,
+        probe_interval=probe_interval,
     )
     relay.start()
+    return relay, dispatch
+
+
+def test_a_server_gets_its_next_batch_before_the_last_one_s_senders_get_their_answers() -> None:
+    events: list[str] = []
+    server = _Server(events)
+    relay, _ = _start(server)
 
     def send(number: int) -> None:
         token = f"token{number}"
@@ -77,3 +99,19 @@ def test_a_server_gets_its_next_batch_before_the_last_one_s_senders_get_their_an
         "message 2 answered",
         "message 3 answered",
     ]
+
+
+def test_a_decision_that_fails_costs_no_message_and_no_probe() -> None:
+    server = _Server([])
+    server.may_answer.put(None)
+    relay, dispatch = _start(server, probe_interval=0.01)
+    message = Message(bytes(32), "client1", "token", time.monotonic() + _LONG)
+    dispatch.is_flawed = True
+    sender = gevent.spawn(relay.deliver, message)
+    for _ in range(3):  # each time a probe finds it well, what waits is to be handed out
+        dispatch.eject("s1", time.monotonic())
+        with gevent.Timeout(_LONG):
+            while dispatch.health("s1") is not Health.HEALTHY:
+                gevent.sleep(0.01)
+    dispatch.is_flawed = False
+    assert sender.get(timeout=_LONG) == Outcome(200, server="s1")

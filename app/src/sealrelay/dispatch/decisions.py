@@ -450,7 +450,9 @@ class Dispatch:
             for server, health in self._health.items()
         )
         about = self._waiting + sum(len(attempt.batch) for attempt in at_work) + coming
-        return max(_WORTH_SHARING, math.ceil(about / (servers + bool(coming or at_work))))
+        # Where all are slow or held up, whoever can take anything takes all.
+        parts = max(1, servers + bool(coming or at_work))
+        return max(_WORTH_SHARING, math.ceil(about / parts))
 
     def _take(
         self,

@@ -93,9 +93,12 @@ class Relay:
             del self._answers[message]
 
     def _pump(self) -> None:
-        while (attempt := self._dispatch.next_attempt(time.monotonic())) is not None:
-            self._observer.sent(attempt)
-            self._inboxes[attempt.lane].put(attempt)
+        try:
+            while (attempt := self._dispatch.next_attempt(time.monotonic())) is not None:
+                self._observer.sent(attempt)
+                self._inboxes[attempt.lane].put(attempt)
+        except Exception:  # noqa: BLE001 - a bug must cost no message, lane or probe: see _look_out
+            _log.exception("Unexpected error while handing out messages")
 
     def _open(self, server: str) -> ServerConnection:
         connection = self._connect(server)
@@ -174,24 +177,25 @@ class Relay:
         connection = self._open(server)
         while True:
             gevent.sleep(self._probe_interval)
-            began = time.monotonic()
             try:
-                health = connection.probe(self._attempt_timeout)
-            except ServerFailed as failure:
-                news = self._dispatch.eject(server, time.monotonic())
-                self._observer.probe_failed(server, str(failure))
-                if news:
-                    _log.warning("Server %s failed: %s", self._urls[server], failure)
-                    self._pump()  # what waited for it is another one's now
+                self._probe(server, connection)
             except Exception:  # noqa: BLE001 - a bug must not end the probes
                 _log.exception("Unexpected error in the probe of %s", self._urls[server])
                 connection.close()
-            else:
-                self._observer.told(server, health)
-                self._note_probe(server, time.monotonic() - began)
 
-    def _note_probe(self, server: str, seconds: float) -> None:
-        quick = seconds <= self._dispatch.hedge_delay.seconds
+    def _probe(self, server: str, connection: ServerConnection) -> None:
+        began = time.monotonic()
+        try:
+            health = connection.probe(self._attempt_timeout)
+        except ServerFailed as failure:
+            news = self._dispatch.eject(server, time.monotonic())
+            self._observer.probe_failed(server, str(failure))
+            if news:
+                _log.warning("Server %s failed: %s", self._urls[server], failure)
+                self._pump()  # what waited for it is another one's now
+            return
+        self._observer.told(server, health)
+        quick = time.monotonic() - began <= self._dispatch.hedge_delay.seconds
         if self._dispatch.readmit(server, time.monotonic(), quick=quick):
             self._observer.readmitted(server)
             how = "healthy again" if quick else "back, but slow"
