@@ -147,14 +147,14 @@ class Node:
         return read_receipts(done.stdout)
 
     def settle(self) -> None:
-        """Start what is stopped, and wait until the coordinator uses both servers."""
+        """Start what is stopped, and wait until the coordinator uses two servers at least."""
         self.run("systemctl", "start", *UNITS)
         wait_for(
             lambda: (
                 len({receipt["served_by"] for receipt in self.send("--count", "8", "settle")})
-                == len(SERVERS)
+                >= len(SERVERS)
             ),
-            "both servers are in use",
+            "two servers are in use",
         )
 
     def server_name(self, port: int) -> str:
