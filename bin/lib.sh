@@ -15,20 +15,19 @@ die() {
   exit 1
 }
 
-# Run a command as root: directly, or through sudo.
-as_root() {
-  if ((EUID == 0)); then
-    "$@"
-  elif command -v sudo >/dev/null; then
-    sudo -- "$@"
-  else
-    die "this needs root and there is no sudo; run as root: $*"
-  fi
-}
-
-# Stop before the work rather than in the middle of it, where as_root would.
+# Stop where there is no way to be root; called before the work rather than in the middle of it.
 need_root() {
   ((EUID == 0)) || command -v sudo >/dev/null || die "this needs root, and sudo is not installed; run it as root"
+}
+
+# Run a command as root: directly, or through sudo.
+as_root() {
+  need_root
+  if ((EUID == 0)); then
+    "$@"
+  else
+    sudo -- "$@"
+  fi
 }
 
 # Stop where a file system is too full for what comes. The path needn't exist yet.
@@ -45,7 +44,7 @@ need_space() { # MEGABYTES PATH
 # which sudo would drop.
 become_root() {
   ((EUID == 0)) && return
-  command -v sudo >/dev/null || die "must run as root (sudo is not installed)"
+  need_root
   local keep=() name
   for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY LAB_BOOT_TIMEOUT; do
     [[ -z ${!name:-} ]] || keep+=("$name=${!name}")

@@ -19,8 +19,7 @@ from sealrelay.store.turn import Turn
 from tests.conftest import Deployments
 from tests.integration.test_messages import assert_problem, post, seal
 from tests.support.deployment import PATIENCE, Deployment, Service, free_port, wait_until
-from tests.support.http import ask
-from tests.support.metrics import operator_leaf
+from tests.support.metrics import get_report
 from tests.support.senders import Senders
 from tests.unit.test_turn import another_writer, stop
 
@@ -132,12 +131,6 @@ def test_frozen_server_costs_no_message_and_is_used_again_when_it_goes_on(
     senders.assert_all_stored()
 
 
-def tell_states(deployment: Deployment) -> list[str]:
-    """What the coordinator thinks of each server."""
-    report = ask(deployment.coordinator, operator_leaf(deployment), "GET", "/api/status").json()
-    return [server["state"] for server in report["servers"]]
-
-
 def test_message_for_a_frozen_server_is_hedged_and_waits_for_no_time_out(
     deployments: Deployments,
 ) -> None:
@@ -152,7 +145,10 @@ def test_message_for_a_frozen_server_is_hedged_and_waits_for_no_time_out(
     server, other = deployment.servers
     with Senders(deployment) as senders:
         # Overtaken is news only of one that was healthy, as not every one is after a slow start.
-        wait_until(lambda: set(tell_states(deployment)) == {"healthy"}, "both are healthy")
+        wait_until(
+            lambda: {each["state"] for each in get_report(deployment)["servers"]} == {"healthy"},
+            "both are healthy",
+        )
         mark = len(deployment.coordinator.log)
         senders.await_more(by=server.name)
         pause_between_commits(deployment, server)

@@ -6,7 +6,6 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -17,7 +16,7 @@ from tests.support.browser import Browser, needs_browser, parse_page, read_corne
 from tests.support.command import run_main
 from tests.support.deployment import Deployment, Service, wait_until
 from tests.support.http import ask, post_json
-from tests.support.metrics import operator_leaf, scrape
+from tests.support.metrics import get_report, operator_leaf, scrape
 
 VERDICT = ".//section[@aria-label='Verdict']"
 LIGHT, DARK = (0xF6, 0xF7, 0xF9), (0x10, 0x15, 0x1C)
@@ -44,10 +43,6 @@ def get_page(deployment: Deployment, query: str = "") -> str:
     answer = ask(deployment.coordinator, operator_leaf(deployment), "GET", f"/status{query}")
     assert answer.status == 200
     return answer.body.decode()
-
-
-def get_report(deployment: Deployment) -> Any:
-    return ask(deployment.coordinator, operator_leaf(deployment), "GET", "/api/status").json()
 
 
 def kill(deployment: Deployment, service: Service) -> None:

@@ -18,11 +18,12 @@ from tests.support.loads import Load
 from tests.support.node import COORDINATOR, SERVERS, Control, Node, wait_for
 
 CLIENT2 = "/etc/sealrelay/clients/client2"
+OPERATOR = "/etc/sealrelay/operator"
 FOLDERS = (
     CLIENT1,
     CLIENT2,
     "/etc/sealrelay/coordinator",
-    "/etc/sealrelay/operator",
+    OPERATOR,
     "/etc/sealrelay/servers/5001",
     "/etc/sealrelay/servers/5002",
 )
@@ -161,7 +162,7 @@ def test_a_revoked_client_is_out_within_seconds_and_may_come_back(
     assert Peer(node, old_client2).post(seal(node, "still revoked", "client2")).error
 
 
-def test_what_is_due_is_renewed_and_nothing_else(node: Node, control: Control) -> None:
+def test_what_is_due_or_broken_is_renewed_and_nothing_else(node: Node, control: Control) -> None:
     ca, key = load_ca(control)
     old = x509.load_pem_x509_certificate(node.read(f"{CLIENT1}/cert.pem").encode())
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -177,13 +178,15 @@ def test_what_is_due_is_renewed_and_nothing_else(node: Node, control: Control) -
     for entry in x509.load_pem_x509_crl((control.pki / "crl.pem").read_bytes()):
         crl = crl.add_revoked_certificate(entry)
     before = leaves(node)
+    node.write(f"{OPERATOR}/cert.pem", "no certificate\n", "0644")
     (control.pki / "crl.pem").write_bytes(crl.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
     renewed = control.play("playbooks/renew.yml")
     assert renewed.code == 0, renewed.out
     after = leaves(node)
-    assert [folder for folder in FOLDERS if after[folder] != before[folder]] == [CLIENT1]
+    assert [folder for folder in FOLDERS if after[folder] != before[folder]] == [CLIENT1, OPERATOR]
     assert after[CLIENT1].key != before[CLIENT1].key
+    assert after[OPERATOR].key == before[OPERATOR].key
     for path in (control.pki / "crl.pem").read_text(), node.read(f"{CLIENT1}/crl.pem"):
         next_update = x509.load_pem_x509_crl(path.encode()).next_update_utc
         assert next_update is not None

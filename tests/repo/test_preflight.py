@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.repo.conftest import REPOSITORY, read_yaml, role_defaults
+from tests.repo.conftest import REPOSITORY, read_yaml, role_defaults, tracked_files
 
 _PREFLIGHT = REPOSITORY / "roles" / "preflight"
+_READ_OF_OTHERS = re.compile(r"hostvars(?:\[.+?\]\.|\) \| map\(attribute=')(\w+)")
 _GOOD = [
     "postgresql://sealrelay@db1/sealrelay",
     "postgresql://sealrelay@db1.example.net:5433,db2.example.net/sealrelay?sslmode=verify-full",
@@ -110,6 +111,25 @@ def test_settings_that_other_hosts_can_not_read_are_refused(tmp_path: Path) -> N
     told = " ".join(out.split())
     assert "Other hosts can't read server_store of hidden, and would take the default" in told
     assert "of plain, and would take" not in told
+
+
+def _find_facts(value: Any) -> set[str]:
+    """What the tasks in a YAML document set as facts."""
+    if isinstance(value, list):
+        return set().union(*map(_find_facts, value))
+    if not isinstance(value, dict):
+        return set()
+    return set(value.get("ansible.builtin.set_fact", ())) | _find_facts(list(value.values()))
+
+
+def test_every_setting_that_is_read_of_other_hosts_is_looked_at() -> None:
+    read, facts = set(), set()
+    for path in tracked_files("roles/*.yml", "playbooks/*.yml"):
+        read |= set(_READ_OF_OTHERS.findall(path.read_text()))
+        facts |= _find_facts(read_yaml(path))
+    shared = read_yaml(_PREFLIGHT / "vars" / "main.yml")["_preflight_shared"]
+    # Ansible's own: a host has another value of it for itself.
+    assert sorted(read - facts - {"ansible_host"}) == shared
 
 
 def test_an_inventory_of_other_groups_is_no_success(tmp_path: Path) -> None:

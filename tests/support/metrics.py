@@ -1,8 +1,9 @@
-"""What a service shows under /metrics, and an operator to ask for it."""
+"""What a service shows under /metrics and /api/status, and an operator to ask for it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,6 +16,11 @@ Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def operator_leaf(deployment: Deployment) -> Path:
     """The folder of an operator's leaf."""
     return deployment.operator_config().parent
+
+
+def get_report(deployment: Deployment) -> Any:
+    """What the coordinator thinks of its servers, and of itself."""
+    return ask(deployment.coordinator, operator_leaf(deployment), "GET", "/api/status").json()
 
 
 class Metrics:

@@ -24,6 +24,7 @@ class _Server:
 
     def __init__(self, events: list[str]) -> None:
         self.events = events
+        self.probes = 0
         self.may_answer: Queue[None] = Queue()
 
     def send_batch(self, batch: Sequence[Message], _timeout: float) -> list[Outcome]:
@@ -32,6 +33,7 @@ class _Server:
         return [Outcome(200, server="s1") for _ in batch]
 
     def probe(self, _timeout: float) -> HealthAnswer:
+        self.probes += 1
         return HealthAnswer()
 
     def close(self) -> None:
@@ -39,14 +41,21 @@ class _Server:
 
 
 class _Flawed(Dispatch):
-    """Can't decide, as long as it is told not to."""
+    """Can't decide anything for a while."""
 
     is_flawed = False
 
     def next_attempt(self, now: float) -> Attempt | None:
+        self._fail()
+        return super().next_attempt(now)
+
+    def readmit(self, server: str, now: float, *, quick: bool) -> bool:
+        self._fail()
+        return super().readmit(server, now, quick=quick)
+
+    def _fail(self) -> None:
         if self.is_flawed:
             raise ZeroDivisionError
-        return super().next_attempt(now)
 
 
 def _start(server: _Server, *, probe_interval: float = _LONG) -> tuple[Relay, _Flawed]:
@@ -105,13 +114,13 @@ def test_a_decision_that_fails_costs_no_message_and_no_probe() -> None:
     server = _Server([])
     server.may_answer.put(None)
     relay, dispatch = _start(server, probe_interval=0.01)
-    message = Message(bytes(32), "client1", "token", time.monotonic() + _LONG)
+    dispatch.eject("s1", time.monotonic())
     dispatch.is_flawed = True
+    message = Message(bytes(32), "client1", "token", time.monotonic() + _LONG)
     sender = gevent.spawn(relay.deliver, message)
-    for _ in range(3):  # each time a probe finds it well, what waits is to be handed out
-        dispatch.eject("s1", time.monotonic())
-        with gevent.Timeout(_LONG):
-            while dispatch.health("s1") is not Health.HEALTHY:
-                gevent.sleep(0.01)
+    with gevent.Timeout(_LONG):
+        while server.probes < 3:
+            gevent.sleep(0.01)
     dispatch.is_flawed = False
     assert sender.get(timeout=_LONG) == Outcome(200, server="s1")
+    assert dispatch.health("s1") is Health.HEALTHY
