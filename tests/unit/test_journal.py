@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from threading import Thread
 
@@ -75,6 +78,26 @@ def test_lines_of_one_turn_are_written_together_at_its_end(
     _log.info("third")
     gevent.sleep(0)
     assert capsys.readouterr().err == "<6>third\n"
+
+
+def test_lines_of_one_turn_are_written_together_in_a_worker() -> None:
+    """There gevent has patched threads, and each message is a greenlet's."""
+    program = """
+from gevent import monkey; monkey.patch_all()
+import gevent, logging, os, sys
+from sealrelay.journal import configure_logging, gather_lines
+configure_logging("info")
+gather_lines()
+gevent.joinall([gevent.spawn(logging.info, "line %d", number) for number in range(3)])
+"""
+    environ = {**os.environ, "JOURNAL_STREAM": "8:1"}
+    reading, writing = os.pipe2(os.O_DIRECT)  # what is written apart is read apart
+    try:
+        subprocess.run([sys.executable, "-c", program], stderr=writing, env=environ, check=True)
+        assert os.read(reading, 4096) == b"<6>line 0\n<6>line 1\n<6>line 2\n"
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.usefixtures("_gathering")

@@ -11,15 +11,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import time
 from functools import lru_cache
 
 import gevent
+from gevent.monkey import get_original
 
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3}
 """Of syslog, as sd-daemon(3) has them."""
 _CRITICAL = 2
+
+_root = logging.getLogger()
+_thread_id = get_original("_thread", "get_ident")
+"""Of the operating system's thread; where gevent has patched it, another one for each greenlet."""
 
 
 def configure_logging(level: str) -> None:
@@ -33,7 +37,7 @@ def configure_logging(level: str) -> None:
 
 def gather_lines() -> None:
     """From now on, write the lines of one turn of this thread's event loop in one go."""
-    for handler in logging.getLogger().handlers:
+    for handler in _root.handlers:
         if isinstance(handler, LineHandler):
             handler.gather()
 
@@ -44,7 +48,7 @@ def note(log: logging.Logger, text: str) -> None:
     Where nobody but a LineHandler hears of it, it takes a third of the time: a record of the
     standard library's tells much that no line here shows.
     """
-    handlers = logging.getLogger().handlers
+    handlers = _root.handlers
     if len(handlers) == 1 and isinstance(handlers[0], LineHandler):
         if log.isEnabledFor(logging.INFO):
             handlers[0].add(text)
@@ -64,7 +68,7 @@ class LineHandler(logging.Handler):
 
     def gather(self) -> None:
         """See ``gather_lines``."""
-        self._thread = threading.get_ident()
+        self._thread = _thread_id()
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Without filters and lock, of which there is no need: a line is written in one step."""
@@ -85,7 +89,7 @@ class LineHandler(logging.Handler):
         self._put(f"<6>{text}\n" if self._for_journal else _date_line(time.time(), "INFO", text))
 
     def _put(self, text: str, *, at_once: bool = False) -> None:
-        if threading.get_ident() != self._thread:
+        if _thread_id() != self._thread:
             _write(text)
             return
         self._lines.append(text)
