@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
+from msgspec.structs import replace
 
 from sealrelay.config import ServerSettings, load_settings
 from sealrelay.keyrings import Key, format_keys, read_folder, read_keys

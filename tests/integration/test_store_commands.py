@@ -11,10 +11,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from sealrelay.config import ServerSettings, load_settings
 from sealrelay.store import SqlStore, open_store

@@ -11,10 +11,10 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import gevent
+from msgspec.structs import replace
 
 from sealrelay import cli, serving
 from sealrelay.store.records import Record, Stored

@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from msgspec.structs import astuple
 from sqlalchemy import Column, MetaData, String, Table, text
 
 import sealrelay.store.migrate
@@ -44,7 +45,7 @@ FIRST_INSERT = (
 
 
 def row_of(record: Record) -> tuple[object, ...]:
-    return tuple(vars(record).values())
+    return astuple(record)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from sealrelay.store import SqlStore, Stored, StoreError, StoreFull, open_store

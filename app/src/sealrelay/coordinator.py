@@ -101,9 +101,9 @@ def create_app(settings: CoordinatorSettings, started: float, credentials: Crede
         return reply
 
     def deliver(client: str, token: Token, began: float) -> Outcome:
-        message = Message(token.message_id, client, token.text, began + settings.deadline)
+        deadline = time.monotonic() + settings.deadline
         try:
-            return relay.deliver(message)
+            return relay.deliver(Message(token.message_id, client, token.text, deadline))
         except NoHealthyServer:
             raise Problem(
                 503, "no-healthy-server", "No server is healthy just now.", retry_after=1

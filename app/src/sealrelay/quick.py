@@ -37,6 +37,7 @@ _KEPT = {
 }
 """The fields that the endpoints look at, and their names in WSGI."""
 _HARMLESS = {"HOST", "USER-AGENT", "ACCEPT", "ACCEPT-ENCODING", "VIA", "X-FORWARDED-FOR"}
+_CLOSE = ("Connection", "close")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
@@ -101,32 +102,29 @@ class Body:
     """A request's body: what has come with its head, then what the connection brings."""
 
     def __init__(self, stream: Stream, arrived: bytes, length: int) -> None:
-        self._stream, self._arrived, self._left = stream, arrived, length
+        self._stream, self._arrived = stream, arrived
+        self.left = length
+        """Bytes of the body that nobody has read."""
 
     def read(self, size: int) -> bytes:
         """The next ``size`` bytes, fewer only at the end of the body or of the connection.
 
         Raises OSError.
         """
-        size = min(size, self._left)
+        size = min(size, self.left)
         if len(self._arrived) < size:
             arrived = bytearray(self._arrived)
             while len(arrived) < size and (chunk := self._stream.recv(65536)):
                 arrived += chunk
             self._arrived = bytes(arrived)
         data, self._arrived = self._arrived[:size], self._arrived[size:]
-        self._left -= len(data)
+        self.left -= len(data)
         return data
 
     @property
     def arrived(self) -> int:
         """Bytes that are there to be read without waiting for the peer."""
-        return min(len(self._arrived), self._left)
-
-    @property
-    def left(self) -> int:
-        """Bytes of the body that nobody has read."""
-        return self._left
+        return min(len(self._arrived), self.left)
 
     @property
     def beyond(self) -> bytes:
@@ -193,20 +191,21 @@ def _answer(
 
     It is where the application has left a part of the body: the next request would be beyond that.
     """
-    lines: list[str] = []
+    begun: list[Any] = []
 
     def start_response(
         status: str, fields: list[tuple[str, str]], _exc_info: object = None, /
     ) -> Callable[[bytes], object]:
-        lines.append(f"HTTP/1.1 {status}\r\nDate: {_dates.now()}\r\n")
-        lines.extend(f"{name}: {value}\r\n" for name, value in fields)
+        begun[:] = status, fields
         return stream.sendall
 
     chunks: Iterable[bytes] = application(environ, start_response)
-    closes = "Connection: close\r\n" in lines
-    last = last or bool(body.left)
+    status, fields = begun
+    closes = _CLOSE in fields
+    last = last or body.left > 0
+    lines = [f"{name}: {value}\r\n" for name, value in fields]
     if last and not closes:
         lines.append("Connection: close\r\n")
-    lines.append("\r\n")
-    stream.sendall(b"".join(["".join(lines).encode("latin-1"), *chunks]))
+    head = f"HTTP/1.1 {status}\r\nDate: {_dates.now()}\r\n{''.join(lines)}\r\n"
+    stream.sendall(b"".join([head.encode("latin-1"), *chunks]))
     return last or closes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from http import HTTPStatus
 
 import msgspec
@@ -14,8 +13,7 @@ _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in H
 _ACCEPTED = msgspec.json.encode({"result": "ok"})
 
 
-@dataclass
-class Reply:
+class Reply(msgspec.Struct):
     """An answer to a request: status code, body, and the headers beside Content-Length."""
 
     status: int

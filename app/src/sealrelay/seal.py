@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 MAX_CLOCK_SKEW = 60
@@ -38,8 +38,7 @@ class KeyringError(ValueError):
     """A text that is not a keyring. Holds no part of the text."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(msgspec.Struct, frozen=True, gc=False):
     """A sealed message that is well formed; whether a key opens it is not known yet."""
 
     text: str

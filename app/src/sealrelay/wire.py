@@ -21,7 +21,7 @@ class DataRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: str
 
 
-class BatchMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BatchMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One message of a batch: the token, and the client that the coordinator authenticated."""
 
     client: Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]
@@ -34,7 +34,7 @@ class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     messages: list[BatchMessage]
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What became of one message: 200 and perhaps ``replayed``, or a problem (RFC 9457)."""
 
     status: int

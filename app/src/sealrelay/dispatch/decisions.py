@@ -214,13 +214,16 @@ class Dispatch:
         ):
             raise QueueFull
         self._new.append(message)
-        self._count(message, waiting=True)
+        message.waiting = True
+        self._waiting += 1
+        self._waiting_bytes = size
         self._budget.earn()
 
     def finish(self, message: Message) -> bool:
         """A message is answered, or nobody waits for it any more. Whether that is news."""
         news, message.done = not message.done, True
-        self._count(message, waiting=False)
+        if message.waiting:
+            self._no_longer_waits(message)
         return news
 
     def lane_idle(self, lane: Lane) -> None:
@@ -229,7 +232,8 @@ class Dispatch:
 
     def next_attempt(self, now: float) -> Attempt | None:
         """A lane of the server whose turn it is, with a batch; None when none can take anything."""
-        self._pay_repeats(now)
+        if self._unpaid:
+            self._pay_repeats(now)
         for server in self._turns:
             if self._has_room(server, now) and (batch := self._take_batch(server, now)):
                 self._turns.remove(server)
@@ -368,18 +372,18 @@ class Dispatch:
             queue.clear()
         for message in queued:
             message.repeating = False
-            self._count(message, waiting=False)
+            if message.waiting:
+                self._no_longer_waits(message)
         return [message for message in queued if not message.done]
 
     def _out_of_patience(self, now: float) -> bool:
         since = self._all_down_since
         return since is not None and now - since >= self._limits.patience
 
-    def _count(self, message: Message, *, waiting: bool) -> None:
-        if message.waiting is not waiting:
-            message.waiting = waiting
-            self._waiting += 1 if waiting else -1
-            self._waiting_bytes += len(message.token) if waiting else -len(message.token)
+    def _no_longer_waits(self, message: Message) -> None:
+        message.waiting = False
+        self._waiting -= 1
+        self._waiting_bytes -= len(message.token)
 
     def _close(self, attempt: Attempt) -> None:
         del self._open[attempt]
@@ -480,6 +484,7 @@ class Dispatch:
                 size += len(message.token)
             queue.popleft()
             message.repeating = False
-            self._count(message, waiting=False)
+            if message.waiting:
+                self._no_longer_waits(message)
         queue.extendleft(reversed(passed))
         return size

@@ -24,6 +24,9 @@ from sealrelay.wire import Outcome
 
 _log = logging.getLogger("sealrelay.coordinator")
 
+_LONGEST_LOOK = 0.1
+"""Seconds between two looks at what is late, at most: by so much a deadline may be missed."""
+
 
 class Relay:
     """The dispatch of one worker process, running. Call ``start`` once in the worker."""
@@ -53,6 +56,7 @@ class Relay:
         self._inboxes: dict[Lane, SimpleQueue[Attempt]] = {}
         self._connections: list[ServerConnection] = []
         self._answers: dict[Message, AsyncResult[Outcome]] = {}
+        self._will_pump = False
 
     def start(self) -> None:
         """Start the lanes, the probes and the look-out."""
@@ -75,24 +79,30 @@ class Relay:
     def deliver(self, message: Message) -> Outcome:
         """Get a message stored; returns what a server said of it.
 
-        Raises DispatchError: QueueFull, NoHealthyServer or DeadlinePassed.
+        Messages come in the order of their deadlines. Raises DispatchError: QueueFull,
+        NoHealthyServer or DeadlinePassed.
         """
         self._dispatch.enqueue(message, time.monotonic())
         answer: AsyncResult[Outcome] = AsyncResult()
         self._answers[message] = answer
         try:
-            self._pump()
-            answer.wait(timeout=max(0.0, message.deadline - time.monotonic()))
-            if not answer.ready():
-                raise DeadlinePassed
-            outcome = answer.get_nowait()
+            self._pump_soon()
+            outcome = answer.get()
             assert outcome is not None
             return outcome
         finally:
-            self._dispatch.finish(message)
+            if not message.done:
+                self._dispatch.finish(message)
             del self._answers[message]
 
+    def _pump_soon(self) -> None:
+        """Hand out messages once all that came in this turn of the event loop is there."""
+        if not self._will_pump:
+            self._will_pump = True
+            gevent.get_hub().loop.run_callback(self._pump)
+
     def _pump(self) -> None:
+        self._will_pump = False
         try:
             while (attempt := self._dispatch.next_attempt(time.monotonic())) is not None:
                 self._observer.sent(attempt)
@@ -203,13 +213,25 @@ class Relay:
             self._pump()
 
     def _look_out(self) -> None:
+        pause = 0.0
         while True:
-            gevent.sleep(self._dispatch.next_look(time.monotonic()))
+            gevent.sleep(pause)
+            pause = _LONGEST_LOOK
             try:
-                now = time.monotonic()
-                self._dispatch.hedge(now)
-                self._pump()
-                for message in self._dispatch.give_up(now):
-                    self._answers[message].set_exception(NoHealthyServer())
+                pause = min(pause, self._look(time.monotonic()))
             except Exception:  # noqa: BLE001 - a bug must not end the look-out
                 _log.exception("Unexpected error while looking for what is late")
+
+    def _look(self, now: float) -> float:
+        """See to what is late; returns when to look again, in seconds."""
+        # A timer for each message would cost as much as all else that is decided of it.
+        for message, answer in self._answers.items():
+            if message.deadline > now:
+                break
+            if not answer.ready():
+                answer.set_exception(DeadlinePassed())
+        self._dispatch.hedge(now)
+        self._pump()
+        for message in self._dispatch.give_up(now):
+            self._answers[message].set_exception(NoHealthyServer())
+        return self._dispatch.next_look(now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
 class StoreError(Exception):
@@ -24,8 +24,7 @@ class SchemaOutdated(StoreError):
     """The tables are missing, or older than this release needs."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A message to be stored."""
 
     message_id: bytes
@@ -38,8 +37,7 @@ class Record:
     server: str
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """What the store says of one record: it is there, since when, and thanks to whom."""
 
     replayed: bool
@@ -48,8 +46,7 @@ class Stored:
     """The server that stored it."""
 
 
-@dataclass(frozen=True)
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True):
     """What one transaction removed, and how long that took."""
 
     removed: int
@@ -61,8 +58,7 @@ class Pruned:
     to be this one's turn."""
 
 
-@dataclass(frozen=True)
-class Replaced:
+class Replaced(msgspec.Struct, frozen=True):
     """What one transaction gave other tokens, and how long that took; as of ``Pruned``."""
 
     replaced: int
@@ -73,8 +69,7 @@ class Replaced:
     """Seconds for which others could not write (SQLite)."""
 
 
-@dataclass(frozen=True)
-class NewToken:
+class NewToken(msgspec.Struct, frozen=True):
     """Another token for a stored message, in place of the one that it has."""
 
     message_id: bytes
