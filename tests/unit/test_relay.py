@@ -10,7 +10,14 @@ import gevent
 from gevent.queue import Queue
 
 from sealrelay.dispatch.connection import ServerConnection
-from sealrelay.dispatch.decisions import Attempt, Dispatch, Health, Limits, Message
+from sealrelay.dispatch.decisions import (
+    Attempt,
+    DeadlinePassed,
+    Dispatch,
+    Health,
+    Limits,
+    Message,
+)
 from sealrelay.dispatch.observer import Observer
 from sealrelay.dispatch.relay import Relay
 from sealrelay.wire import HealthAnswer, Outcome
@@ -84,14 +91,50 @@ def _start(server: _Server, *, probe_interval: float = _LONG) -> tuple[Relay, _F
     return relay, dispatch
 
 
+def _message(number: int, seconds: float = _LONG) -> Message:
+    """Its deadline comes after that time."""
+    token = f"token{number}"
+    return Message(bytes([number]) * 32, "client1", token, time.monotonic() + seconds)
+
+
+def test_what_comes_in_one_turn_of_the_event_loop_goes_together() -> None:
+    events: list[str] = []
+    server = _Server(events)
+    relay, _ = _start(server)
+    senders = [gevent.spawn(relay.deliver, _message(number)) for number in range(3)]
+    server.may_answer.put(None)
+    assert len(gevent.joinall(senders, timeout=_LONG)) == len(senders)
+    assert events == ["batch of 3 sent"]
+
+
+def test_a_message_whose_deadline_passes_is_told_so_and_no_other() -> None:
+    server = _Server([])
+    relay, _ = _start(server)
+    late = gevent.spawn(relay.deliver, _message(1, seconds=0.05))
+    patient = gevent.spawn(relay.deliver, _message(2))
+    late.join(timeout=_LONG)
+    assert isinstance(late.exception, DeadlinePassed)
+    assert not patient.dead
+    server.may_answer.put(None)
+    assert patient.get(timeout=_LONG) == Outcome(200, server="s1")
+
+
+def test_a_message_that_waits_for_a_lane_has_a_deadline_too() -> None:
+    relay, dispatch = _start(_Server([]))
+    dispatch.eject("s1", time.monotonic())
+    late = gevent.spawn(relay.deliver, _message(1, seconds=0.05))
+    late.join(timeout=_LONG)
+    assert isinstance(late.exception, DeadlinePassed)
+    assert dispatch.waiting == 0
+
+
 def test_a_server_gets_its_next_batch_before_the_last_one_s_senders_get_their_answers() -> None:
     events: list[str] = []
     server = _Server(events)
     relay, _ = _start(server)
 
     def send(number: int) -> None:
-        token = f"token{number}"
-        relay.deliver(Message(bytes([number]) * 32, "client1", token, time.monotonic() + _LONG))
+        relay.deliver(_message(number))
         events.append(f"message {number} answered")
 
     senders = [gevent.spawn(send, 1)]
@@ -116,8 +159,7 @@ def test_a_decision_that_fails_costs_no_message_and_no_probe() -> None:
     relay, dispatch = _start(server, probe_interval=0.01)
     dispatch.eject("s1", time.monotonic())
     dispatch.is_flawed = True
-    message = Message(bytes(32), "client1", "token", time.monotonic() + _LONG)
-    sender = gevent.spawn(relay.deliver, message)
+    sender = gevent.spawn(relay.deliver, _message(1))
     with gevent.Timeout(_LONG):
         while server.probes < 3:
             gevent.sleep(0.01)

@@ -16,7 +16,9 @@ import enum
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 _SHORTEST_LOOK = 0.01
 """Seconds between two looks at what is late, at least."""
@@ -55,8 +57,7 @@ class Health(enum.Enum):
     """An attempt or a probe failed. Gets nothing."""
 
 
-@dataclass(eq=False, slots=True)
-class Message:
+class Message(msgspec.Struct, eq=False):
     """A sealed message on its way to the store; ``deadline`` covers all tries."""
 
     message_id: bytes
@@ -69,7 +70,7 @@ class Message:
     """New, and not taken by any lane yet."""
     repeating: bool = False
     """To be sent again."""
-    trying: dict[str, Attempt] = field(default_factory=dict)
+    trying: dict[str, Attempt] = {}
     """The open attempts with it, by server."""
 
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 import gevent
-from gevent.event import AsyncResult
+from gevent import get_hub
+from gevent.hub import Waiter
 from gevent.queue import SimpleQueue
 
 from sealrelay.dispatch.connection import BatchRefused, ServerConnection, ServerFailed
@@ -15,6 +16,7 @@ from sealrelay.dispatch.decisions import (
     Attempt,
     DeadlinePassed,
     Dispatch,
+    DispatchError,
     Lane,
     Message,
     NoHealthyServer,
@@ -55,7 +57,7 @@ class Relay:
         self._probe_interval = probe_interval
         self._inboxes: dict[Lane, SimpleQueue[Attempt]] = {}
         self._connections: list[ServerConnection] = []
-        self._answers: dict[Message, AsyncResult[Outcome]] = {}
+        self._senders: dict[Message, Waiter[Outcome]] = {}
         self._will_pump = False
 
     def start(self) -> None:
@@ -83,23 +85,29 @@ class Relay:
         NoHealthyServer or DeadlinePassed.
         """
         self._dispatch.enqueue(message, time.monotonic())
-        answer: AsyncResult[Outcome] = AsyncResult()
-        self._answers[message] = answer
+        sender: Waiter[Outcome] = Waiter()
+        self._senders[message] = sender
         try:
             self._pump_soon()
-            outcome = answer.get()
-            assert outcome is not None
-            return outcome
+            return sender.get()
         finally:
             if not message.done:
                 self._dispatch.finish(message)
-            del self._answers[message]
+            del self._senders[message]
+
+    def _tell(self, message: Message, outcome: Outcome | DispatchError) -> None:
+        """Let the sender go on with what became of its message; what it is told first counts."""
+        sender = self._senders[message]
+        if isinstance(outcome, DispatchError):
+            get_hub().loop.run_callback(sender.throw, outcome)
+        else:
+            get_hub().loop.run_callback(sender.switch, outcome)
 
     def _pump_soon(self) -> None:
         """Hand out messages once all that came in this turn of the event loop is there."""
         if not self._will_pump:
             self._will_pump = True
-            gevent.get_hub().loop.run_callback(self._pump)
+            get_hub().loop.run_callback(self._pump)
 
     def _pump(self) -> None:
         self._will_pump = False
@@ -135,7 +143,7 @@ class Relay:
             # Servers first: one that has the next batch works while clients get their answers.
             self._pump()
             for message, outcome in answered:
-                self._answers[message].set(outcome)
+                self._tell(message, outcome)
 
     def _send(
         self, connection: ServerConnection, batch: list[Message], until: float
@@ -161,13 +169,16 @@ class Relay:
         self, attempt: Attempt, outcomes: list[Outcome]
     ) -> list[tuple[Message, Outcome]]:
         """What is to be answered now: messages whose first outcome this is."""
-        answered = [
+        # 503: this server cannot just now, another one may
+        told = [
             (message, outcome)
             for message, outcome in zip(attempt.batch, outcomes, strict=True)
-            # 503: this server cannot just now, another one may
-            if outcome.status != 503 and self._dispatch.finish(message)
+            if outcome.status != 503
         ]
-        if any(outcome.status == 503 for outcome in outcomes):
+        answered = [
+            (message, outcome) for message, outcome in told if self._dispatch.finish(message)
+        ]
+        if len(told) < len(outcomes):
             self._note_failure(attempt, ServerFailed("answered 503 for a message"))
             return answered
         self._observer.answered(attempt)
@@ -225,13 +236,12 @@ class Relay:
     def _look(self, now: float) -> float:
         """See to what is late; returns when to look again, in seconds."""
         # A timer for each message would cost as much as all else that is decided of it.
-        for message, answer in self._answers.items():
+        for message in self._senders:
             if message.deadline > now:
                 break
-            if not answer.ready():
-                answer.set_exception(DeadlinePassed())
+            self._tell(message, DeadlinePassed())
         self._dispatch.hedge(now)
         self._pump()
         for message in self._dispatch.give_up(now):
-            self._answers[message].set_exception(NoHealthyServer())
+            self._tell(message, NoHealthyServer())
         return self._dispatch.next_look(now)
