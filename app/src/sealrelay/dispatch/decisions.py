@@ -16,9 +16,7 @@ import enum
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import msgspec
+from dataclasses import dataclass, field
 
 _SHORTEST_LOOK = 0.01
 """Seconds between two looks at what is late, at least."""
@@ -57,7 +55,8 @@ class Health(enum.Enum):
     """An attempt or a probe failed. Gets nothing."""
 
 
-class Message(msgspec.Struct, eq=False):
+@dataclass(eq=False, slots=True)
+class Message:
     """A sealed message on its way to the store; ``deadline`` covers all tries."""
 
     message_id: bytes
@@ -70,7 +69,7 @@ class Message(msgspec.Struct, eq=False):
     """New, and not taken by any lane yet."""
     repeating: bool = False
     """To be sent again."""
-    trying: dict[str, Attempt] = {}
+    trying: dict[str, Attempt] = field(default_factory=dict)
     """The open attempts with it, by server."""
 
 
