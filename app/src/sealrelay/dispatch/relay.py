@@ -91,8 +91,7 @@ class Relay:
             self._pump_soon()
             return sender.get()
         finally:
-            if not message.done:
-                self._dispatch.finish(message)
+            self._dispatch.finish(message)
             del self._senders[message]
 
     def _tell(self, message: Message, outcome: Outcome | DispatchError) -> None:
