@@ -52,6 +52,11 @@ become_root() {
   exec sudo -- env "${keep[@]}" "$(readlink -f "$0")" "$@"
 }
 
+# What version a Python is, such as 3.11; nothing where it is not there or too old for us.
+version_of() { # PYTHON
+  "$1" -c 'import sys; sys.version_info >= (3, 10) and print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
+}
+
 package_installed() {
   [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }

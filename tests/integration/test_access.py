@@ -24,7 +24,7 @@ from sealrelay.errors import CertificateRefused
 from sealrelay.identity import MAY_CALL, Endpoint, Identity, Role
 from sealrelay.tls import TlsFiles, TlsSet
 from tests.integration.test_messages import assert_problem, seal
-from tests.support.deployment import PATIENCE, Deployment, Service, wait_until
+from tests.support.deployment import PATIENCE, Deployment, Service
 from tests.support.http import Answer, ask, make_context, open_connection, post_json
 from tests.support.pki import (
     CLIENT_ONLY,
@@ -413,7 +413,7 @@ def test_impostor_of_a_server_gets_no_message_and_the_right_ones_get_them_all(
             with client_towards(deployment, coordinator.port) as client:
                 assert {client.send("hello").served_by for _ in range(6)} == {"server2"}
             failed = f"Server https://127.0.0.1:{port} failed: it is spiffe://"
-            wait_until(lambda: failed in coordinator.log, "the coordinator says so")
+            coordinator.await_line(failed)
         finally:
             coordinator.stop()
 

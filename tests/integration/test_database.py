@@ -78,7 +78,7 @@ def test_database_that_is_away_is_waited_for_by_clients_and_by_a_server_that_sta
         server.stop()
         mark = len(server.log)
         server.start(wait=False)
-        wait_until(lambda: "Waiting for the store: " in server.log[mark:], "the server waits")
+        server.await_line("Waiting for the store: ", mark=mark)
         database.start()
         server.wait()
         senders.await_more()
@@ -102,7 +102,7 @@ def test_server_goes_on_while_its_database_is_frozen(
             try:
                 batch = {"messages": [message]}
                 posting = pool.submit(post_json, server, folder, "/api/batch", batch)
-                wait_until(lambda: text in server.log, "it is about to be stored")
+                server.await_line(text)
                 answer = ask(server, folder, "GET", "/nothing")
                 return answer.status == 404 and not posting.done()
             finally:

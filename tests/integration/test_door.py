@@ -46,11 +46,6 @@ def limit(service: Service, **settings: int) -> None:
     service.config.write_text(lines + service.config.read_text())
 
 
-def await_reason(service: Service, mark: int, reason: str) -> None:
-    """Wait until a refusal is told of since ``mark``: by itself, or summed up with a flood's."""
-    wait_until(lambda: reason in service.log[mark:], f"told: {reason}")
-
-
 def manners_of(kind: str, deployment: Deployment, service: Service) -> Manners:
     leaf = deployment.folder / "client-client2"
     match kind:
@@ -118,7 +113,7 @@ def test_handshake_has_a_deadline(small: Deployment, kind: str) -> None:
     party = Party(service.port, manners_of(kind, small, service), 1)
     with Strangers(party):
         wait_until(lambda: party.closed > 0, "the stranger is shown out")
-    await_reason(service, mark, "handshake not done in time")
+    service.await_line("handshake not done in time", mark=mark)
 
 
 def test_oldest_stranger_of_an_address_goes_when_there_are_too_many(
@@ -139,7 +134,7 @@ def test_oldest_stranger_of_an_address_goes_when_there_are_too_many(
         connect("127.0.0.3")
         assert crowd[0].recv(1) == b""
         line = "Refused 127.0.0.3: handshake not done when others came"
-        wait_until(lambda: line in service.log, line)
+        service.await_line(line)
         assert service.log.count("when others came") == 1
         # it can still shake hands, so long as its own deadline has not passed
         with contextlib.suppress(OSError):
@@ -156,7 +151,7 @@ def test_head_of_a_request_has_a_deadline(small: Deployment, victim: str) -> Non
     with Strangers(party):
         wait_until(lambda: party.closed > 0, "the client is shown out")
     assert party.answers == {b"HTTP/1.1 408"}
-    await_reason(service, mark, "head of a request not there in time")
+    service.await_line("head of a request not there in time", mark=mark)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +221,7 @@ def test_client_whose_connections_are_all_busy_gets_no_other(small: Deployment) 
             assert busy.recv(4096).startswith(b"HTTP/1.1 100 ")
         with open_connection(service, folder) as another:
             assert ask_on(another) == b""
-        await_reason(service, mark, "no place for another connection of client/client1")
+        service.await_line("no place for another connection of client/client1", mark=mark)
         with small.client("client2") as client:
             assert client.send("beside a busy client").tries == 1
 

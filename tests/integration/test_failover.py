@@ -103,11 +103,11 @@ def test_stopped_server_costs_no_message_and_is_used_again_when_it_is_back(
     with Senders(failing) as senders:
         server.stop(sig)
         failed = f"Server {server.url} failed: "  # refused, or reset where it was just connecting
-        wait_until(lambda: failed in log_since(failing.coordinator, mark), failed)
+        failing.coordinator.await_line(failed, mark=mark)
         senders.await_more(20, by=other.name)
         server.start()
         healthy = f"Server {server.url} is healthy again"
-        wait_until(lambda: healthy in log_since(failing.coordinator, mark), healthy)
+        failing.coordinator.await_line(healthy, mark=mark)
         senders.await_more(by=server.name)
     senders.assert_all_stored()
     assert f"Server {other.url} failed" not in log_since(failing.coordinator, mark)
@@ -122,11 +122,11 @@ def test_frozen_server_costs_no_message_and_is_used_again_when_it_goes_on(
     with Senders(failing) as senders:
         pause_between_commits(failing, server)
         failed = f"Server {server.url} failed: no answer within "
-        wait_until(lambda: failed in log_since(failing.coordinator, mark), failed)
+        failing.coordinator.await_line(failed, mark=mark)
         senders.await_more(20, by=other.name)
         server.resume()
         healthy = f"Server {server.url} is healthy again"
-        wait_until(lambda: healthy in log_since(failing.coordinator, mark), healthy)
+        failing.coordinator.await_line(healthy, mark=mark)
         senders.await_more(by=server.name)
     senders.assert_all_stored()
 
@@ -153,12 +153,12 @@ def test_message_for_a_frozen_server_is_hedged_and_waits_for_no_time_out(
         senders.await_more(by=server.name)
         pause_between_commits(deployment, server)
         slow = f"Server {server.url} is slow: another one overtook it"
-        wait_until(lambda: slow in log_since(deployment.coordinator, mark), slow)
+        deployment.coordinator.await_line(slow, mark=mark)
         senders.await_more(20, by=other.name)
         mark = len(deployment.coordinator.log)
         server.resume()
         healthy = f"Server {server.url} is healthy again"
-        wait_until(lambda: healthy in log_since(deployment.coordinator, mark), healthy)
+        deployment.coordinator.await_line(healthy, mark=mark)
         senders.await_more(by=server.name)
     senders.assert_all_stored()
     assert senders.retries == [], "no client had to try again"
@@ -199,7 +199,7 @@ def test_failing_over_answers_within_the_callers_patience(failing: Deployment) -
     server.stop(signal.SIGKILL)
     # Refused, or reset where a probe was just under way.
     failed = f"WARNING Server {server.url} failed: Connection re"
-    wait_until(lambda: failed in log_since(coordinator, mark), failed)
+    coordinator.await_line(failed, mark=mark)
     with failing.client() as client:
         receipts = [client.send("hello") for _ in range(4)]
     assert {receipt.served_by for receipt in receipts} == {"server2"}

@@ -15,7 +15,7 @@ from cryptography.fernet import Fernet
 
 from sealrelay.seal import Token, generate_keyring, parse_keyring
 from tests.support.command import run_main
-from tests.support.deployment import PATIENCE, Deployment, Service, wait_until
+from tests.support.deployment import PATIENCE, Deployment
 from tests.support.http import Answer, ask, exchange_raw, open_connection, post_json
 
 MIB = 1024 * 1024
@@ -80,19 +80,14 @@ def test_stored_message_is_the_sealed_token_with_who_and_when(deployment: Deploy
     assert b"kept as it was sealed" not in database
 
 
-def await_line(service: Service, text: str) -> None:
-    """Lines are written at the end of a turn of the event loop, perhaps after the answer."""
-    wait_until(lambda: text in service.log, text)
-
-
 def test_server_logs_the_text_and_the_id_where_it_is_told_to(deployment: Deployment) -> None:
     with deployment.client() as client:
         receipt = client.send("Grüße\nServer x is healthy again")
     server = next(s for s in deployment.servers if s.name == receipt.served_by)
-    await_line(server, "Decrypted data: Grüße\\nServer x is healthy again\n")
-    await_line(server, f"Stored message {receipt.message_id} from client1\n")
+    server.await_line("Decrypted data: Grüße\\nServer x is healthy again\n")
+    server.await_line(f"Stored message {receipt.message_id} from client1\n")
     stored_by = f"Message {receipt.message_id} from client1 stored by {receipt.served_by} in "
-    await_line(deployment.coordinator, stored_by)
+    deployment.coordinator.await_line(stored_by)
     assert " 200 " not in deployment.coordinator.log + server.log, "a message has its own line"
 
 
@@ -131,7 +126,7 @@ def test_same_token_again_is_acknowledged_and_stored_once(
     # whichever server answers says which one stored it
     assert len({answer.headers["Served-By"] for answer in answers}) == 1
     for server in deployment.servers:
-        await_line(server, f"Replayed message {token.message_id.hex()}")
+        server.await_line(f"Replayed message {token.message_id.hex()}")
     assert deployment.stored_ids().count(token.message_id.hex()) == 1
 
 
@@ -463,5 +458,5 @@ def test_healthy_probes_do_not_fill_the_log(deployment: Deployment) -> None:
     leaf = deployment.coordinator.config.parent
     assert ask(deployment.coordinator, leaf, "GET", "/healthz").status == 200
     assert ask(deployment.coordinator, leaf, "GET", "/unknown").status == 404
-    wait_until(lambda: '"GET /unknown" 404' in deployment.coordinator.log, "an access line")
+    deployment.coordinator.await_line('"GET /unknown" 404')
     assert '"GET /healthz" 200' not in deployment.coordinator.log

@@ -22,7 +22,7 @@ from tests.integration.test_broken_builds import start_flawed
 from tests.integration.test_load_generator import serve
 from tests.integration.test_messages import seal
 from tests.support.command import run_main
-from tests.support.deployment import PATIENCE, Deployment, run_sealrelay, wait_until
+from tests.support.deployment import PATIENCE, Deployment, run_sealrelay
 from tests.support.http import ask, post_json
 from tests.support.pki import Leaf
 from tests.support.wiretap import Conversation, listen_in
@@ -103,7 +103,7 @@ def test_recorded_connection_that_is_sent_again_stores_nothing(deployment: Deplo
             while again.recv(65536):
                 pass
     told = "Refused 127.0.0.1: "
-    wait_until(lambda: told in deployment.coordinator.log[mark:], "it is refused")
+    deployment.coordinator.await_line(told, mark=mark)
     assert deployment.stored() == before
 
 

@@ -206,6 +206,13 @@ class Service:
     def log(self) -> str:
         return self.log_file.read_text() if self.log_file.exists() else ""
 
+    def await_line(self, text: str, *, mark: int = 0) -> None:
+        """Wait until its log says ``text``, after the first ``mark`` characters.
+
+        Lines are written at the end of a turn of the event loop: perhaps after the answer.
+        """
+        wait_until(lambda: text in self.log[mark:], f"logged: {text}")
+
 
 class Deployment:
     """Two servers, a coordinator and two clients, as the playbooks lay them out."""

@@ -119,7 +119,7 @@ def test_a_message_whose_deadline_passes_is_told_so_and_no_other() -> None:
     assert patient.get(timeout=_LONG) == Outcome(200, server="s1")
 
 
-def test_a_message_that_waits_for_a_lane_has_a_deadline_too() -> None:
+def test_a_message_that_no_server_may_take_has_a_deadline_too() -> None:
     relay, dispatch = _start(_Server([]))
     dispatch.eject("s1", time.monotonic())
     late = gevent.spawn(relay.deliver, _message(1, seconds=0.05))

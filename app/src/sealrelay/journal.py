@@ -2,8 +2,9 @@
 
 A message leaves a line or two in each process that it passes. The standard library's handler
 would take a lock, format a record and write to a pipe for every one of them, and wake the journal
-for each; this one writes what one turn of the event loop has said in one go. What is a warning or
-worse is written at once, with all that was said before it.
+for each; this one writes what one turn of the event loop has said in one go, so a message's line
+may come after its answer. What is a warning or worse is written at once, with all that was said
+before it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _CRITICAL = 2
 
 _root = logging.getLogger()
 _thread_id = get_original("_thread", "get_ident")
-"""Of the operating system's thread; where gevent has patched it, another one for each greenlet."""
+"""The operating system's id of this thread; what gevent puts in its place is a greenlet's."""
 
 
 def configure_logging(level: str) -> None:

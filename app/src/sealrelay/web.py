@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -187,7 +186,8 @@ def read_body(environ: WSGIEnvironment, kind: type[T], limit: int) -> T:
     length = int(stated)  # gunicorn has seen to it that these are digits
     if length > limit:
         raise Problem(413, "too-large", f"The body has {length} bytes; the limit is {limit} bytes.")
-    if not _is_json(environ.get("CONTENT_TYPE", "")):
+    media_type = environ.get("CONTENT_TYPE", "").partition(";")[0]
+    if media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported-type", "Send the body as application/json.")
     source = environ["wsgi.input"]
     try:
@@ -266,11 +266,6 @@ def _read_rest(environ: WSGIEnvironment) -> None:
     with suppress(Exception), gevent.Timeout(_BODY_DEADLINE, TimeoutError()):
         while left > 0 and (chunk := environ["wsgi.input"].read(min(left, 65536))):
             left -= len(chunk)
-
-
-@lru_cache(maxsize=64)
-def _is_json(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() == "application/json"
 
 
 def _body_deadline() -> gevent.Timeout:

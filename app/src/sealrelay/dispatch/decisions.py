@@ -222,8 +222,7 @@ class Dispatch:
     def finish(self, message: Message) -> bool:
         """A message is answered, or nobody waits for it any more. Whether that is news."""
         news, message.done = not message.done, True
-        if message.waiting:
-            self._no_longer_waits(message)
+        self._leave(message)
         return news
 
     def lane_idle(self, lane: Lane) -> None:
@@ -232,8 +231,7 @@ class Dispatch:
 
     def next_attempt(self, now: float) -> Attempt | None:
         """A lane of the server whose turn it is, with a batch; None when none can take anything."""
-        if self._unpaid:
-            self._pay_repeats(now)
+        self._pay_repeats(now)
         for server in self._turns:
             if self._has_room(server, now) and (batch := self._take_batch(server, now)):
                 self._turns.remove(server)
@@ -372,18 +370,19 @@ class Dispatch:
             queue.clear()
         for message in queued:
             message.repeating = False
-            if message.waiting:
-                self._no_longer_waits(message)
+            self._leave(message)
         return [message for message in queued if not message.done]
 
     def _out_of_patience(self, now: float) -> bool:
         since = self._all_down_since
         return since is not None and now - since >= self._limits.patience
 
-    def _no_longer_waits(self, message: Message) -> None:
-        message.waiting = False
-        self._waiting -= 1
-        self._waiting_bytes -= len(message.token)
+    def _leave(self, message: Message) -> None:
+        """A message waits no longer, if it did."""
+        if message.waiting:
+            message.waiting = False
+            self._waiting -= 1
+            self._waiting_bytes -= len(message.token)
 
     def _close(self, attempt: Attempt) -> None:
         del self._open[attempt]
@@ -484,7 +483,6 @@ class Dispatch:
                 size += len(message.token)
             queue.popleft()
             message.repeating = False
-            if message.waiting:
-                self._no_longer_waits(message)
+            self._leave(message)
         queue.extendleft(reversed(passed))
         return size

@@ -168,16 +168,13 @@ class Relay:
         self, attempt: Attempt, outcomes: list[Outcome]
     ) -> list[tuple[Message, Outcome]]:
         """What is to be answered now: messages whose first outcome this is."""
-        # 503: this server cannot just now, another one may
-        told = [
+        answered = [
             (message, outcome)
             for message, outcome in zip(attempt.batch, outcomes, strict=True)
-            if outcome.status != 503
+            # 503: this server cannot just now, another one may
+            if outcome.status != 503 and self._dispatch.finish(message)
         ]
-        answered = [
-            (message, outcome) for message, outcome in told if self._dispatch.finish(message)
-        ]
-        if len(told) < len(outcomes):
+        if any(outcome.status == 503 for outcome in outcomes):
             self._note_failure(attempt, ServerFailed("answered 503 for a message"))
             return answered
         self._observer.answered(attempt)
