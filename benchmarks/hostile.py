@@ -78,7 +78,7 @@ def attack(
 ) -> None:
     """Hold the strangers' connections until ``stop``, in a process of its own."""
     raise_descriptors()
-    os.nice(19)  # strangers are somewhere else, and don't take the services' processor
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # strangers are somewhere else
     at_door = {
         service.name: make_parties(folder, service, options.connections, options.sources)
         for service in services

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Iterator
 
-import gevent
+import gevent.socket
 import pytest
+from gevent.socket import socket as GeventSocket  # noqa: N812 - a class by its other name
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealrelay.door import HANDSHAKES, Crowd, Places, RefusalLog, name_stranger, share_places
-from sealrelay.worker import Turnstile
+from sealrelay.door import (
+    HANDSHAKES,
+    LONGEST_HELLO,
+    Crowd,
+    Places,
+    RefusalLog,
+    hello_size,
+    name_stranger,
+    share_places,
+)
+from sealrelay.worker import Turnstile, await_hello, in_pieces
+from tests.support.strangers import client_hello
 
 PEERS = st.sampled_from("abcd")
+HELLO = client_hello()
 
 
 @given(st.lists(st.one_of(PEERS, st.integers(0, 60), st.none())))
@@ -102,6 +116,92 @@ def test_who_goes_on_with_a_handshake_comes_before_who_begins_one() -> None:
     gevent.joinall(waiting)
     porter.kill()
     assert done == [True, True, False, False]
+
+
+def test_members_work_goes_before_each_piece_of_what_is_long() -> None:
+    done: list[str] = []
+
+    def look() -> None:
+        done.extend(in_pieces(["look"] * 7, 3))
+
+    def work() -> None:
+        for _ in range(3):
+            done.append("work")
+            gevent.sleep(0)
+
+    gevent.joinall([gevent.spawn(look), gevent.spawn(work)])
+    assert done == ["look"] * 3 + ["work"] * 3 + ["look"] * 4
+
+
+@pytest.mark.parametrize("said", [0, 1, 4])
+def test_before_a_records_head_is_there_only_that_is_waited_for(said: int) -> None:
+    assert hello_size(HELLO[:said]) == (5 if said else 0)  # nothing: the peer has left
+
+
+@given(st.integers(5, 400))
+def test_a_hello_is_waited_for_in_full(said: int) -> None:
+    assert hello_size(HELLO[:said]) == hello_size(HELLO + b"more") == len(HELLO)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"GET / HTTP/1.1", b"\x80", b"\x16\x03\x01" + (LONGEST_HELLO - 4).to_bytes(2, "big")],
+    ids=["HTTP", "SSL 2", "longer than a record may be"],
+)
+def test_what_is_no_hello_is_not_waited_for(said: bytes) -> None:
+    assert hello_size(said) == 0
+
+
+class Watched(GeventSocket):
+    """A socket that counts how often it is read."""
+
+    reads = 0
+
+    def recv(self, *args: int) -> bytes:
+        self.reads += 1
+        received: bytes = super().recv(*args)
+        return received
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[GeventSocket, Watched]]:
+    """Both ends of a connection: the peer's, and the accepted one."""
+    with gevent.socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = gevent.socket.create_connection(listener.getsockname())
+        client, _ = listener.accept()
+        with peer, Watched(fileno=client.detach()) as accepted:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            yield peer, accepted
+
+
+def test_a_hello_that_comes_byte_by_byte_wakes_nobody_before_it_is_whole(
+    ends: tuple[GeventSocket, Watched],
+) -> None:
+    peer, accepted = ends
+    waiting = gevent.spawn(await_hello, accepted)
+    for byte in HELLO[:-1]:
+        peer.sendall(bytes([byte]))
+        gevent.sleep(0.001)
+    assert not waiting.ready()
+    peer.sendall(HELLO[-1:])
+    waiting.get(timeout=60)
+    assert accepted.reads == 3  # at the first byte, with the record's head, with all of it
+    assert accepted.recv(LONGEST_HELLO) == HELLO
+    peer.sendall(b"1")  # from here on every byte counts again
+    with gevent.Timeout(60):
+        gevent.socket.wait_read(accepted.fileno())
+
+
+@pytest.mark.parametrize("said", [0, 3, 100])
+def test_who_leaves_in_the_middle_of_a_hello_is_not_waited_for(
+    ends: tuple[GeventSocket, Watched], said: int
+) -> None:
+    peer, accepted = ends
+    waiting = gevent.spawn(await_hello, accepted)
+    peer.sendall(HELLO[:said])
+    gevent.sleep(0.01)
+    peer.close()
+    waiting.get(timeout=60)
 
 
 def test_few_refusals_are_told_one_by_one_and_a_flood_by_number(

@@ -16,8 +16,12 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_RECORD_HEAD = 5
+_HANDSHAKE_RECORD = 22
 HANDSHAKE_DEADLINE = 5.0
 """Seconds for a whole handshake, from the connection's arrival."""
+LONGEST_HELLO = _RECORD_HEAD + 16_384
+"""Bytes of one TLS record and its head, at most (RFC 8446 §5.1)."""
 HEAD_DEADLINE = 10.0
 """Seconds for a request's head, from its first byte."""
 KEEP_ALIVE = 75.0
@@ -176,6 +180,20 @@ def share_places(wanted: int, descriptors: int) -> Places:
     usable = max(descriptors - _RESERVE, 4)
     strangers = min(HANDSHAKES, usable // 4)
     return Places(min(wanted, usable - strangers), strangers)
+
+
+def hello_size(said: bytes) -> int:
+    """Bytes that must have come before a handshake can begin, when it begins with ``said``.
+
+    It takes the first record in full (RFC 8446 §5.1), which carries a ClientHello. What is none is
+    not waited for: TLS says what is wrong with it.
+    """
+    if said[:1] != bytes([_HANDSHAKE_RECORD]):
+        return 0
+    if len(said) < _RECORD_HEAD:
+        return _RECORD_HEAD
+    size = _RECORD_HEAD + int.from_bytes(said[3:_RECORD_HEAD], "big")
+    return size if size <= LONGEST_HELLO else 0
 
 
 def name_stranger(address: str) -> str:

@@ -17,10 +17,11 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import takewhile
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 from gevent import events
@@ -39,8 +40,10 @@ from sealrelay.door import (
     HANDSHAKE_DEADLINE,
     HEAD_DEADLINE,
     KEEP_ALIVE,
+    LONGEST_HELLO,
     Crowd,
     RefusalLog,
+    hello_size,
     name_stranger,
     share_places,
 )
@@ -53,6 +56,8 @@ from sealrelay.trust import Leaf, read_leaf
 
 _log = logging.getLogger("sealrelay.tls")
 
+T = TypeVar("T")
+
 _IDLE = 0.05
 """Seconds without a request after which a stopping worker closes a connection. One that was just
 opened, or is in the middle of a request's head, gets its answer."""
@@ -60,6 +65,8 @@ _LOOK_EVERY = 0.25
 """Seconds between two looks at what members' connections wait for."""
 _DRAIN = 0.02
 """The same of a stopping worker."""
+_SHOW_OUT_EVERY = 0.01
+"""Seconds between two looks at whose handshake takes too long, at least."""
 _START_DEADLINE = 30.0
 """Seconds in which a service that starts has to answer."""
 _NOTIFY_EVERY = 1.0
@@ -71,12 +78,20 @@ _BURST = 16
 _STEPS = 3
 """Pieces in which a peer's answer in a handshake may come before those who begin one."""
 _PATIENCE = 0.005
-"""Seconds for which members' work goes before the next step of a handshake."""
+"""Seconds for which members' work goes before the next piece of what is done for others."""
+_ENDS = 8
+"""Connections that are ended in one such piece: each takes a good part of what a message takes."""
+_LOOKS = 1_000
+"""Connections that are looked at in one."""
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class _Ended(BaseException):
     """Ends a wait from outside; the text says why."""
+
+
+class _TooSlow(_Ended):
+    """Ends a handshake at its deadline."""
 
 
 class _NoLonger(_Ended):
@@ -91,14 +106,14 @@ class _Wait:
         self.since = time.monotonic()
         self.over = False
 
-    def end(self, reason: str) -> None:
+    def end(self, end: _Ended) -> None:
         # Thrown from the hub, where the greenlet surely waits, and in this wait only: anywhere
         # else it would break a request.
-        gevent.get_hub().loop.run_callback(self._throw, reason)
+        gevent.get_hub().loop.run_callback(self._throw, end)
 
-    def _throw(self, reason: str) -> None:
+    def _throw(self, end: _Ended) -> None:
         if not self.over:
-            self.greenlet.throw(_Ended(reason))
+            self.greenlet.throw(end)
 
 
 class _Pause(enum.Enum):
@@ -254,8 +269,20 @@ class Turnstile:
                 self._someone_waits.wait()
             else:
                 turn.set()
-                # mypy takes no False here, with which a gevent.Timeout ends what it is around
-                gevent.with_timeout(self._patience, gevent.idle, timeout_value=None)
+                _let_members_go_first(self._patience)
+
+
+def _let_members_go_first(patience: float = _PATIENCE) -> None:
+    # mypy takes no False here, with which a gevent.Timeout ends what it is around
+    gevent.with_timeout(patience, gevent.idle, timeout_value=None)
+
+
+def in_pieces(things: Sequence[T], size: int) -> Iterator[T]:
+    """The same things; members' work goes first before each ``size`` of them but the first."""
+    for number, thing in enumerate(things):
+        if number and number % size == 0:
+            _let_members_go_first()
+        yield thing
 
 
 class RelayWorker(GeventWorker):
@@ -306,6 +333,7 @@ class RelayWorker(GeventWorker):
         _spare_collections()
         gevent.spawn(self._credentials.keep_looking)
         gevent.spawn(self._turnstile.run)
+        gevent.spawn(self._show_out_strangers)
         gevent.spawn(self._look_after_members)
         gevent.spawn(self._tell_ready)
         self._accept()
@@ -408,29 +436,27 @@ class RelayWorker(GeventWorker):
         self._strangers.add(name, wait)
         connection: _Connection | None = None
         try:
-            with gevent.Timeout(HANDSHAKE_DEADLINE, TimeoutError("handshake not done in time")):
-                # Who says nothing gets no TLS state either. Who has spoken already is not waited
-                # for: of several the event loop would tell the last one first.
-                client.recv(1, socket.MSG_PEEK)
-                self._turnstile.wait_for_turn(name, goes_on=False)
-                connection = _Connection(
-                    client,
-                    server_side=True,
-                    do_handshake_on_connect=False,
-                    _context=self._credentials.server_context,
-                )
-                connection.credentials = self._credentials
-                self._shake_hands(connection, name)
+            # Before that there is no TLS state either. Who has spoken already is not waited for: of
+            # several the event loop would tell the last one first.
+            await_hello(client)
+            self._turnstile.wait_for_turn(name, goes_on=False)
+            connection = _Connection(
+                client,
+                server_side=True,
+                do_handshake_on_connect=False,
+                _context=self._credentials.server_context,
+            )
+            connection.credentials = self._credentials
+            self._shake_hands(connection, name)
             return connection
-        except TimeoutError as error:
-            self._refuse(address, "too-slow", error.strerror or str(error))
         except ssl.SSLError as error:
             self._refuse(address, "tls", describe_tls_error(error))
             _let_read_alert(connection or client)
         except OSError as error:
             self._refuse(address, "lost", error.strerror or str(error))
-        except _Ended as error:
-            self._refuse(address, "crowded", str(error))
+        except _Ended as end:
+            reason = "too-slow" if isinstance(end, _TooSlow) else "crowded"
+            self._refuse(address, reason, str(end))
         finally:
             wait.over = True
             self._strangers.discard(wait)
@@ -460,7 +486,24 @@ class RelayWorker(GeventWorker):
             victim = self._strangers.oldest_of_largest()
         if victim is not None:
             self._strangers.discard(victim)
-            victim.end("handshake not done when others came")
+            victim.end(_Ended("handshake not done when others came"))
+
+    def _show_out_strangers(self) -> None:
+        """End handshakes at their deadlines; ends with the process.
+
+        Each at its own: those who are shown out together come back together.
+        """
+        while True:
+            oldest = next(iter(self._strangers), None)
+            since = time.monotonic() if oldest is None else oldest.since
+            gevent.sleep(max(_SHOW_OUT_EVERY, since + HANDSHAKE_DEADLINE - time.monotonic()))
+            for stranger in in_pieces(self._find_late(), _ENDS):
+                self._strangers.discard(stranger)
+                stranger.end(_TooSlow("handshake not done in time"))
+
+    def _find_late(self) -> list[_Wait]:
+        begun = time.monotonic() - HANDSHAKE_DEADLINE
+        return list(takewhile(lambda stranger: stranger.since <= begun, self._strangers))
 
     def _make_room_for_member(self, peer: str) -> bool:
         if self._members.count(peer) >= self._settings.max_connections_per_peer:
@@ -485,21 +528,31 @@ class RelayWorker(GeventWorker):
         while True:
             if self._stopping.wait(_LOOK_EVERY):
                 gevent.sleep(_DRAIN)
-            now, today = time.monotonic(), time.time()
-            self._refusals.tick(now)
-            limits = {
-                _Pause.REQUEST: KEEP_ALIVE if self.alive else _IDLE,
-                _Pause.REST_OF_HEAD: HEAD_DEADLINE,
-            }
-            for connection in list(self._members):
-                pause = connection.pause
-                refusal = connection.find_refusal(today)
-                if pause is None:  # its next request is refused
-                    continue
-                if refusal:
-                    connection.interrupt(_NoLonger(f"certificate of {connection.label}: {refusal}"))
-                elif now - connection.paused_at > limits[pause]:
-                    connection.interrupt(_Ended(f"waited for {pause.value}"))
+            self._refusals.tick(time.monotonic())
+            due = [
+                connection
+                for connection in in_pieces(list(self._members), _LOOKS)
+                if self._find_end(connection)
+            ]
+            for connection in in_pieces(due, _ENDS):
+                if end := self._find_end(connection):  # a request may have come meanwhile
+                    connection.interrupt(end)
+
+    def _find_end(self, connection: _Connection) -> _Ended | None:
+        """What is to end this connection's pause now, if anything."""
+        refusal = connection.find_refusal(time.time())
+        pause = connection.pause
+        if pause is None:  # its next request is refused
+            return None
+        if refusal:
+            return _NoLonger(f"certificate of {connection.label}: {refusal}")
+        if pause is _Pause.REST_OF_HEAD:
+            limit = HEAD_DEADLINE
+        else:
+            limit = KEEP_ALIVE if self.alive else _IDLE
+        if time.monotonic() - connection.paused_at > limit:
+            return _Ended(f"waited for {pause.value}")
+        return None
 
     @contextlib.contextmanager
     def timeout_ctx(self) -> Iterator[None]:  # type: ignore[override] # gunicorn's hints lack it
@@ -549,6 +602,21 @@ def _name_member(connection: _Connection, address: str) -> str:
         return connection.identity.label
     except IdentityRefused:
         return f"unidentified peer at {address}"
+
+
+def await_hello(client: Any) -> None:
+    """Wait until a handshake can begin, or the peer says no more. Raises OSError.
+
+    The kernel counts what comes (SO_RCVLOWAT, socket(7)): byte by byte, it wakes nobody.
+    """
+    said = client.recv(LONGEST_HELLO, socket.MSG_PEEK)
+    while len(said) < (needed := hello_size(said)):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, needed)
+        wait_read(client.fileno())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        said = client.recv(LONGEST_HELLO, socket.MSG_PEEK)
+        if len(said) < needed:
+            return
 
 
 def _let_read_alert(client: Any) -> None:
