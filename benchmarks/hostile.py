@@ -78,7 +78,8 @@ def attack(
 ) -> None:
     """Hold the strangers' connections until ``stop``, in a process of its own."""
     raise_descriptors()
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # strangers are somewhere else
+    # They are somewhere else, and don't take the services' processor (sched(7)).
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     at_door = {
         service.name: make_parties(folder, service, options.connections, options.sources)
         for service in services
@@ -248,7 +249,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         told = report.get(timeout=60)
         process.join(60)
     return {
-        "connections_per_port": options.connections,
+        "wanted_per_port": options.connections,
         "sources": options.sources,
         "rate": options.rate,
         "alone": {kind: asdict(figures) for kind, figures in alone.items()},
@@ -262,10 +263,15 @@ def run(options: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile", description=__doc__)
-    parser.add_argument("--connections", type=int, default=2000, help="held on each port")
+    parser.add_argument(
+        "--connections",
+        type=int,
+        default=2500,
+        help="wanted on each port: some are always on their way back, having been shown out",
+    )
     parser.add_argument("--sources", type=int, default=10, help="addresses they come from")
     parser.add_argument(
-        "--arrivals", type=float, default=1000, help="new ones a second in all, at most"
+        "--arrivals", type=float, default=1500, help="new ones a second in all, at most"
     )
     parser.add_argument("--rate", type=float, default=50, help="good messages a second")
     parser.add_argument("--seconds", type=float, default=20, help="for each measurement")
