@@ -380,8 +380,8 @@ REQUESTS = [
     Mutation(
         "an idle connection's leaf is judged again",
         "worker.py",
-        "                if refusal:\n",
-        "                if False:\n",
+        "        if refusal:\n",
+        "        if False:\n",
         f"{_REVOKED}test_connection_whose_leaf_expires_is_closed[server]",
     ),
     Mutation(
