@@ -8,15 +8,18 @@ import re
 import resource
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sealrelay.door import HANDSHAKE_DEADLINE
 from tests.conftest import Deployments
 from tests.support import strangers
 from tests.support.deployment import PATIENCE, Deployment, Service, wait_until
 from tests.support.http import make_context, open_connection
+from tests.support.metrics import scrape
 from tests.support.pki import Authority, Leaf, spiffe_id
 from tests.support.strangers import Manners, Party, Strangers
 
@@ -24,6 +27,7 @@ NUMBER = 100
 """Strangers of a kind, and all the places that the services here have: each kind alone, and any
 connection that stays, would fill them."""
 FEW = 8
+REFUSED = "sealrelay_refused_connections_total"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
@@ -111,9 +115,13 @@ def test_handshake_has_a_deadline(small: Deployment, kind: str) -> None:
     service = small.coordinator
     mark = len(service.log)
     party = Party(service.port, manners_of(kind, small, service), 1)
+    before = scrape(small, service)
+    began = time.monotonic()
     with Strangers(party):
         wait_until(lambda: party.closed > 0, "the stranger is shown out")
+    assert time.monotonic() - began >= HANDSHAKE_DEADLINE
     service.await_line("handshake not done in time", mark=mark)
+    assert scrape(small, service).grown(before, REFUSED, reason="too-slow") >= 1
 
 
 def test_oldest_stranger_of_an_address_goes_when_there_are_too_many(
@@ -136,6 +144,7 @@ def test_oldest_stranger_of_an_address_goes_when_there_are_too_many(
         line = "Refused 127.0.0.3: handshake not done when others came"
         service.await_line(line)
         assert service.log.count("when others came") == 1
+        assert scrape(made, service)(REFUSED, reason="crowded") == 1
         # it can still shake hands, so long as its own deadline has not passed
         with contextlib.suppress(OSError):
             make_context(made.folder / "client-client1").wrap_socket(

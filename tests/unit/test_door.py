@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 from collections.abc import Iterator
 
 import gevent.socket
@@ -133,6 +134,22 @@ def test_members_work_goes_before_each_piece_of_what_is_long() -> None:
     assert done == ["look"] * 3 + ["work"] * 3 + ["look"] * 4
 
 
+def test_what_is_long_ends_though_members_work_never_does() -> None:
+    rounds = 0
+
+    def work() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            gevent.sleep(0)
+
+    working = gevent.spawn(work)
+    at_round = [rounds for _ in in_pieces(range(10_000), 3)]
+    working.kill()
+    assert len(at_round) == 10_000
+    assert 2 < len(set(at_round)) < 10
+
+
 @pytest.mark.parametrize("said", [0, 1, 4])
 def test_before_a_records_head_is_there_only_that_is_waited_for(said: int) -> None:
     assert hello_size(HELLO[:said]) == (5 if said else 0)  # nothing: the peer has left
@@ -202,6 +219,19 @@ def test_who_leaves_in_the_middle_of_a_hello_is_not_waited_for(
     gevent.sleep(0.01)
     peer.close()
     waiting.get(timeout=60)
+
+
+def test_a_reset_in_the_middle_of_a_hello_is_told_as_such(
+    ends: tuple[GeventSocket, Watched],
+) -> None:
+    peer, accepted = ends
+    waiting = gevent.spawn(await_hello, accepted)
+    peer.sendall(HELLO[:100])
+    gevent.sleep(0.01)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    with pytest.raises(ConnectionResetError):
+        waiting.get(timeout=60)
 
 
 def test_few_refusals_are_told_one_by_one_and_a_flood_by_number(

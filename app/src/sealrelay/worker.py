@@ -83,6 +83,8 @@ _ENDS = 8
 """Connections that are ended in one such piece: each takes a good part of what a message takes."""
 _LOOKS = 1_000
 """Connections that are looked at in one."""
+_PIECES = 8
+"""Pieces at most: where members' work never ends, what is done for others must not wait for it."""
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -277,8 +279,12 @@ def _let_members_go_first(patience: float = _PATIENCE) -> None:
     gevent.with_timeout(patience, gevent.idle, timeout_value=None)
 
 
-def in_pieces(things: Sequence[T], size: int) -> Iterator[T]:
-    """The same things; members' work goes first before each ``size`` of them but the first."""
+def in_pieces(things: Sequence[T], least: int) -> Iterator[T]:
+    """The same things; members' work goes first before each ``least`` of them but the first.
+
+    Of many things it is more at a time, so that all are done within a few rounds of members' work.
+    """
+    size = max(least, -(-len(things) // _PIECES))
     for number, thing in enumerate(things):
         if number and number % size == 0:
             _let_members_go_first()
@@ -607,7 +613,7 @@ def _name_member(connection: _Connection, address: str) -> str:
 def await_hello(client: Any) -> None:
     """Wait until a handshake can begin, or the peer says no more. Raises OSError.
 
-    The kernel counts what comes (SO_RCVLOWAT, socket(7)): byte by byte, it wakes nobody.
+    The kernel counts what comes (SO_RCVLOWAT, socket(7)): byte by byte, a record wakes nobody.
     """
     said = client.recv(LONGEST_HELLO, socket.MSG_PEEK)
     while len(said) < (needed := hello_size(said)):
@@ -616,6 +622,8 @@ def await_hello(client: Any) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         said = client.recv(LONGEST_HELLO, socket.MSG_PEEK)
         if len(said) < needed:
+            if error := client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(error, os.strerror(error))
             return
 
 
