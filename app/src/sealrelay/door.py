@@ -16,12 +16,14 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+RECORD = 16_384
+"""Bytes that one TLS record holds at most (RFC 8446 §5.1)."""
 _RECORD_HEAD = 5
-_HANDSHAKE_RECORD = 22
+"""Bytes before them: what the record is, two of a version, two with its length."""
+_HANDSHAKE = b"\x16"
+LONGEST_HELLO = _RECORD_HEAD + RECORD
 HANDSHAKE_DEADLINE = 5.0
 """Seconds for a whole handshake, from the connection's arrival."""
-LONGEST_HELLO = _RECORD_HEAD + 16_384
-"""Bytes of one TLS record and its head, at most (RFC 8446 §5.1)."""
 HEAD_DEADLINE = 10.0
 """Seconds for a request's head, from its first byte."""
 KEEP_ALIVE = 75.0
@@ -188,7 +190,7 @@ def hello_size(said: bytes) -> int:
     It takes the first record in full (RFC 8446 §5.1), which carries a ClientHello. What is none is
     not waited for: TLS says what is wrong with it.
     """
-    if said[:1] != bytes([_HANDSHAKE_RECORD]):
+    if not said.startswith(_HANDSHAKE):
         return 0
     if len(said) < _RECORD_HEAD:
         return _RECORD_HEAD

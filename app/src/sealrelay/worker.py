@@ -41,6 +41,7 @@ from sealrelay.door import (
     HEAD_DEADLINE,
     KEEP_ALIVE,
     LONGEST_HELLO,
+    RECORD,
     Crowd,
     RefusalLog,
     hello_size,
@@ -71,8 +72,6 @@ _START_DEADLINE = 30.0
 """Seconds in which a service that starts has to answer."""
 _NOTIFY_EVERY = 1.0
 """Seconds between two signs of life to gunicorn's master."""
-_RECORD = 16_384
-"""Bytes that one TLS record holds at most (RFC 8446 §5.1): all that a read can bring."""
 _BURST = 16
 """Connections accepted in one go, before members' work and before any of them is counted."""
 _STEPS = 3
@@ -405,7 +404,7 @@ class RelayWorker(GeventWorker):
         def await_request() -> bytes:
             connection.begin_pause()
             try:
-                return connection.recv(_RECORD)
+                return connection.recv(RECORD)  # all that a read can bring
             except _Ended as end:
                 self._note_end(connection, addr[0], end)
                 return b""
