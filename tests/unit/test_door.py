@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import struct
@@ -17,6 +18,7 @@ from sealrelay.door import (
     HANDSHAKES,
     LONGEST_HELLO,
     Crowd,
+    Line,
     Places,
     RefusalLog,
     hello_size,
@@ -82,12 +84,45 @@ def test_a_peer_that_sends_few_is_served_in_the_order_of_their_coming() -> None:
     assert [crowd.take_in_turn() for _ in range(4)] == ["one0", "one1", "one2", None]
 
 
+def test_who_has_few_connections_does_not_wait_for_all_who_have_many() -> None:
+    line: Line[str] = Line()
+    for number in range(20):
+        line.add(f"many{number}", f"many{number}", 150 + number)
+    line.add("few", "few0", 1)
+    line.add("few", "few1", 2)
+    line.add("few", "few2", 3)
+    first = [line.take() for _ in range(6)]
+    assert {"few0", "few1", "few2"} < set(first)
+
+
+@given(st.lists(st.one_of(st.tuples(PEERS, st.integers(1, 300)), st.integers(0, 60), st.none())))
+def test_everyone_in_a_line_gets_a_turn(steps: list[tuple[str, int] | int | None]) -> None:
+    """A peer with so many connections adds a thing, a number discards that, None takes one."""
+    line: Line[int] = Line()
+    waiting: set[int] = set()
+    number = 0
+    for step in steps:
+        if isinstance(step, tuple):
+            line.add(step[0], number, step[1])
+            waiting.add(number)
+            number += 1
+        elif isinstance(step, int):
+            line.discard(step)
+            waiting.discard(step)
+        else:
+            taken = line.take()
+            assert taken in waiting or (taken is None and not waiting)
+            waiting -= {taken}
+    assert {line.take() for _ in range(len(waiting))} == waiting
+    assert line.take() is None
+
+
 def test_members_work_goes_before_each_step_of_a_handshake() -> None:
     turnstile = Turnstile(patience=60.0)
     done: list[str] = []
 
     def shake_hands() -> None:
-        turnstile.wait_for_turn("192.0.2.1", goes_on=False)
+        turnstile.wait_for_turn("192.0.2.1", 1, goes_on=False)
         done.append("step")
 
     def work() -> None:
@@ -108,7 +143,7 @@ def test_who_goes_on_with_a_handshake_comes_before_who_begins_one() -> None:
     done: list[bool] = []
 
     def shake_hands(goes_on: bool) -> None:
-        turnstile.wait_for_turn("192.0.2.1", goes_on=goes_on)
+        turnstile.wait_for_turn("192.0.2.1", 1, goes_on=goes_on)
         done.append(goes_on)
 
     waiting = [gevent.spawn(shake_hands, goes_on) for goes_on in (False, True, False, True)]
@@ -132,6 +167,23 @@ def test_members_work_goes_before_each_piece_of_what_is_long() -> None:
 
     gevent.joinall([gevent.spawn(look), gevent.spawn(work)])
     assert done == ["look"] * 3 + ["work"] * 3 + ["look"] * 4
+
+
+def test_letting_members_go_first_leaves_no_cycle_behind() -> None:
+    """What finds cycles stops everybody, for longer the more there are."""
+    busy = True
+
+    def work() -> None:
+        while busy:
+            gevent.sleep(0)
+
+    worker = gevent.spawn(work)
+    gc.collect()
+    assert list(in_pieces([[number] for number in range(8)], 1))[-1] == [7]
+    busy = False
+    worker.join()
+    del worker
+    assert gc.collect() == 0
 
 
 def test_what_is_long_ends_though_members_work_never_does() -> None:

@@ -126,6 +126,34 @@ class Crowd(Generic[T]):
             self._largest = after
 
 
+class Line(Generic[T]):
+    """Things that wait for a turn; peers with about as many connections as each other share one.
+
+    So whoever has few waits for a few others, and floods wait for each other; but each gets turns.
+    """
+
+    def __init__(self) -> None:
+        self._crowds: dict[int, Crowd[T]] = {}
+
+    def add(self, peer: str, thing: T, connections: int) -> None:
+        """Let ``thing`` join, of a peer with so many connections. It must not be here yet."""
+        self._crowds.setdefault(connections.bit_length(), Crowd()).add(peer, thing)
+
+    def discard(self, thing: T) -> None:
+        """Let ``thing`` go, if it is here."""
+        for crowd in self._crowds.values():
+            crowd.discard(thing)
+
+    def take(self) -> T | None:
+        """Remove and return the thing whose turn it is."""
+        for size, crowd in self._crowds.items():
+            thing = crowd.take_in_turn()
+            if thing is not None:
+                self._crowds[size] = self._crowds.pop(size)
+                return thing
+        return None
+
+
 class RefusalLog:
     """Tells of refused connections: each while they are few, by number in a flood.
 

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import gevent
 from gevent import events
 from gevent.event import Event
+from gevent.hub import Waiter
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gevent.socket import wait, wait_read
@@ -43,6 +44,7 @@ from sealrelay.door import (
     LONGEST_HELLO,
     RECORD,
     Crowd,
+    Line,
     RefusalLog,
     hello_size,
     name_stranger,
@@ -242,19 +244,20 @@ class Turnstile:
 
     def __init__(self, patience: float = _PATIENCE) -> None:
         self._patience = patience
-        self._beginning: Crowd[Event] = Crowd()
-        self._going_on: Crowd[Event] = Crowd()
+        self._beginning: Line[Event] = Line()
+        self._going_on: Line[Event] = Line()
         self._someone_waits = Event()
 
-    def wait_for_turn(self, peer: str, *, goes_on: bool) -> None:
+    def wait_for_turn(self, peer: str, connections: int, *, goes_on: bool) -> None:
         """Returns when the caller may compute, until it next waits for anything.
 
+        ``connections``: how many the peer has that are strangers yet.
         Who ``goes_on`` with a handshake comes before those who begin one: that takes an answer to
         ours, while first messages can be sent in a flood without any work.
         """
         turn = Event()
         waiting = self._going_on if goes_on else self._beginning
-        waiting.add(peer, turn)
+        waiting.add(peer, turn, connections)
         self._someone_waits.set()
         try:
             turn.wait()
@@ -264,7 +267,7 @@ class Turnstile:
     def run(self) -> None:
         """Give turns; ends with the process."""
         while True:
-            turn = self._going_on.take_in_turn() or self._beginning.take_in_turn()
+            turn = self._going_on.take() or self._beginning.take()
             if turn is None:
                 self._someone_waits.clear()
                 self._someone_waits.wait()
@@ -274,8 +277,15 @@ class Turnstile:
 
 
 def _let_members_go_first(patience: float = _PATIENCE) -> None:
-    # mypy takes no False here, with which a gevent.Timeout ends what it is around
-    gevent.with_timeout(patience, gevent.idle, timeout_value=None)
+    # Not with a gevent.Timeout: each leaves a cycle behind, with all that its callers hold, and to
+    # collect those of some seconds took a tenth of one, for which every message waited.
+    hub = gevent.get_hub()
+    loop: Any = hub.loop  # whose hints lack that a watcher closes itself
+    waiter: Waiter[None] = Waiter(hub)
+    with loop.idle() as idle, loop.timer(patience) as timer:
+        idle.start(waiter.switch, None)
+        timer.start(waiter.switch, None)
+        waiter.get()
 
 
 def in_pieces(things: Sequence[T], least: int) -> Iterator[T]:
@@ -444,7 +454,7 @@ class RelayWorker(GeventWorker):
             # Before that there is no TLS state either. Who has spoken already is not waited for: of
             # several the event loop would tell the last one first.
             await_hello(client)
-            self._turnstile.wait_for_turn(name, goes_on=False)
+            self._turnstile.wait_for_turn(name, self._strangers.count(name), goes_on=False)
             connection = _Connection(
                 client,
                 server_side=True,
@@ -478,7 +488,9 @@ class RelayWorker(GeventWorker):
                 # A cipher is chosen with our answer; before that, nothing has been done for it.
                 steps += connection.cipher() is not None
                 wait_read(connection.fileno())
-                self._turnstile.wait_for_turn(name, goes_on=0 < steps <= _STEPS)
+                self._turnstile.wait_for_turn(
+                    name, self._strangers.count(name), goes_on=0 < steps <= _STEPS
+                )
             else:
                 connection.settimeout(None)
                 return
