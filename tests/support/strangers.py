@@ -133,7 +133,11 @@ class _Held:
                 sock, server_hostname="127.0.0.1", do_handshake_on_connect=False
             )
         )
-        self.go_on()
+        try:
+            self.go_on()
+        except OSError:
+            self.sock.close()
+            raise
 
     def go_on(self) -> None:
         """Shake hands as far as it goes, then say what is to be said at once."""
@@ -212,7 +216,8 @@ class Strangers:
                 self._read(key.data)
             while (held := next(iter(self._due), None)) and self._due[held] <= now:
                 held.send_byte()
-                self._due[held] = self._due.pop(held) + self._beat
+                del self._due[held]
+                self._due[held] = time.monotonic() + self._beat
 
     def _open(self, party: Party) -> None:
         try:

@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import gevent.socket
@@ -46,11 +47,11 @@ def test_crowd_agrees_with_a_plain_list(steps: list[str | int | None]) -> None:
         elif isinstance(step, int):
             crowd.discard(step)
             plain = [entry for entry in plain if entry[1] != step]
-        else:
-            taken = crowd.take_in_turn()
-            owner = next((peer for peer, thing in plain if thing == taken), None)
-            mine = [thing for peer, thing in plain if peer == owner]
-            assert taken == (None if not mine else mine[0] if len(mine) <= 3 else mine[-1])
+        elif plain:
+            of = crowd.next_peer()
+            taken = crowd.take(of)
+            mine = [thing for peer, thing in plain if peer == of]
+            assert taken == (mine[0] if len(mine) <= 3 else mine[-1])
             plain = [entry for entry in plain if entry[1] != taken]
         sizes = {peer: sum(owner == peer for owner, _ in plain) for peer in "abcd"}
         assert len(crowd) == len(plain)
@@ -70,29 +71,59 @@ def test_crowd_agrees_with_a_plain_list(steps: list[str | int | None]) -> None:
 
 
 def test_peers_take_turns_however_many_one_of_them_sends() -> None:
-    crowd: Crowd[str] = Crowd(few=50)
+    line: Line[str] = Line(few=50)
     for number in range(100):
-        crowd.add("many", f"many{number}")
-    crowd.add("one", "one0")
-    assert [crowd.take_in_turn() for _ in range(3)] == ["many99", "one0", "many98"]
+        line.add("many", f"many{number}", 100)
+    line.add("one", "one0", 100)
+    assert [line.take() for _ in range(3)] == ["many99", "one0", "many98"]
 
 
 def test_a_peer_that_sends_few_is_served_in_the_order_of_their_coming() -> None:
-    crowd: Crowd[str] = Crowd(few=3)
-    for number in range(3):
-        crowd.add("one", f"one{number}")
-    assert [crowd.take_in_turn() for _ in range(4)] == ["one0", "one1", "one2", None]
+    line: Line[int] = Line()
+    for number in range(10):
+        line.add("one", number, 1 + number)
+    assert [line.take() for _ in range(11)] == [*range(10), None]
 
 
-def test_who_has_few_connections_does_not_wait_for_all_who_have_many() -> None:
-    line: Line[str] = Line()
-    for number in range(20):
-        line.add(f"many{number}", f"many{number}", 150 + number)
-    line.add("few", "few0", 1)
-    line.add("few", "few1", 2)
-    line.add("few", "few2", 3)
-    first = [line.take() for _ in range(6)]
-    assert {"few0", "few1", "few2"} < set(first)
+@pytest.mark.parametrize("small", [0, 10, 200])
+def test_who_has_few_connections_waits_for_those_with_few_only(small: int) -> None:
+    """However many addresses there are that have more; of all there are at most two rounds."""
+    line = BusyLine({f"small{number}": 1 for number in range(small)})
+    for size in range(2, 300):
+        line.let_in(f"large{size}", size)
+    line.let_in("client", 1)
+    assert line.turns_until("client") <= 2 * (small + 1)
+
+
+@pytest.mark.parametrize("connections", [1, 2, 200])
+def test_nobody_waits_for_more_than_two_rounds_of_everyone(connections: int) -> None:
+    line = BusyLine({f"other{number}": 1 + number % 2 * 100 for number in range(100)})
+    line.let_in("client", connections)
+    assert line.turns_until("client") <= 2 * (100 + 1)
+
+
+class BusyLine:
+    """A line in which who had a turn waits for the next one at once."""
+
+    def __init__(self, peers: dict[str, int]) -> None:
+        self._line: Line[tuple[str, int]] = Line()
+        self._connections: dict[str, int] = {}
+        for peer, connections in peers.items():
+            self.let_in(peer, connections)
+
+    def let_in(self, peer: str, connections: int) -> None:
+        self._connections[peer] = connections
+        self._line.add(peer, (peer, 0), connections)
+
+    def turns_until(self, peer: str) -> int:
+        """How many turns are given until this peer has one, its own included."""
+        for turns in range(1, 2_000):
+            taken = self._line.take()
+            assert taken is not None
+            if taken[0] == peer:
+                return turns
+            self._line.add(taken[0], (taken[0], turns), self._connections[taken[0]])
+        pytest.fail(f"{peer} has no turn")
 
 
 @given(st.lists(st.one_of(st.tuples(PEERS, st.integers(1, 300)), st.integers(0, 60), st.none())))
@@ -118,11 +149,11 @@ def test_everyone_in_a_line_gets_a_turn(steps: list[tuple[str, int] | int | None
 
 
 def test_members_work_goes_before_each_step_of_a_handshake() -> None:
-    turnstile = Turnstile(patience=60.0)
+    turnstile = Turnstile(Crowd(), patience=60.0)
     done: list[str] = []
 
     def shake_hands() -> None:
-        turnstile.wait_for_turn("192.0.2.1", 1, goes_on=False)
+        turnstile.wait_for_turn("192.0.2.1", goes_on=False)
         done.append("step")
 
     def work() -> None:
@@ -139,11 +170,11 @@ def test_members_work_goes_before_each_step_of_a_handshake() -> None:
 
 
 def test_who_goes_on_with_a_handshake_comes_before_who_begins_one() -> None:
-    turnstile = Turnstile(patience=60.0)
+    turnstile = Turnstile(Crowd(), patience=60.0)
     done: list[bool] = []
 
     def shake_hands(goes_on: bool) -> None:
-        turnstile.wait_for_turn("192.0.2.1", 1, goes_on=goes_on)
+        turnstile.wait_for_turn("192.0.2.1", goes_on=goes_on)
         done.append(goes_on)
 
     waiting = [gevent.spawn(shake_hands, goes_on) for goes_on in (False, True, False, True)]
@@ -152,6 +183,28 @@ def test_who_goes_on_with_a_handshake_comes_before_who_begins_one() -> None:
     gevent.joinall(waiting)
     porter.kill()
     assert done == [True, True, False, False]
+
+
+def test_who_has_few_strangers_comes_before_those_who_have_many() -> None:
+    strangers: Crowd[object] = Crowd()
+    peers = [f"192.0.2.{number}" for number in range(1, 21)]
+    for peer in peers:
+        for _ in range(100):
+            strangers.add(peer, object())
+    strangers.add("198.51.100.1", object())
+    turnstile = Turnstile(strangers, patience=60.0)
+    done: list[str] = []
+
+    def shake_hands(peer: str) -> None:
+        turnstile.wait_for_turn(peer, goes_on=False)
+        done.append(peer)
+
+    waiting = [gevent.spawn(shake_hands, peer) for peer in [*peers, "198.51.100.1"]]
+    gevent.sleep(0)
+    porter = gevent.spawn(turnstile.run)
+    gevent.joinall(waiting)
+    porter.kill()
+    assert "198.51.100.1" in done[:2]
 
 
 def test_members_work_goes_before_each_piece_of_what_is_long() -> None:
@@ -167,6 +220,30 @@ def test_members_work_goes_before_each_piece_of_what_is_long() -> None:
 
     gevent.joinall([gevent.spawn(look), gevent.spawn(work)])
     assert done == ["look"] * 3 + ["work"] * 3 + ["look"] * 4
+
+
+def test_members_have_their_time_also_after_something_long() -> None:
+    """The event loop looks at the clock once in a turn, which may be long ago."""
+    busy = True
+
+    def work() -> None:
+        while busy:
+            gevent.sleep(0)
+
+    def look() -> float:
+        gevent.sleep(0.001)
+        pieces = in_pieces(["long", "next"], 1)
+        next(pieces)
+        time.sleep(0.05)
+        since = time.monotonic()
+        next(pieces)
+        return time.monotonic() - since
+
+    worker, looking = gevent.spawn(work), gevent.spawn(look)
+    took = looking.get()
+    busy = False
+    worker.join()
+    assert took > 0.004
 
 
 def test_letting_members_go_first_leaves_no_cycle_behind() -> None:

@@ -98,15 +98,20 @@ class Crowd(Generic[T]):
         """What has been here longest of the peer that has most."""
         return next(iter(self.of_largest()), None)
 
-    def take_in_turn(self) -> T | None:
-        """Remove and return one thing of the peer whose turn it is; the peers take turns.
+    def peer_of(self, thing: T) -> str | None:
+        """Whose it is, if it is here."""
+        return self._peer_of.get(thing)
+
+    def next_peer(self) -> str:
+        """Whose turn it is: the peers take turns. There must be one."""
+        return next(iter(self._peers))
+
+    def take(self, peer: str) -> T:
+        """Remove and return one thing of a peer that has some, and whose next turn is the last.
 
         It is the one that came first of a few. Of more it is the last, because under a flood of its
         peer's the first would wait longer than it may.
         """
-        peer = next(iter(self._peers), None)
-        if peer is None:
-            return None
         things = self._peers[peer]
         thing = next(iter(things) if len(things) <= self._few else reversed(things))
         self.discard(thing)
@@ -127,31 +132,63 @@ class Crowd(Generic[T]):
 
 
 class Line(Generic[T]):
-    """Things that wait for a turn; peers with about as many connections as each other share one.
+    """Things that wait for a turn: every other one is for a peer with few connections.
 
-    So whoever has few waits for a few others, and floods wait for each other; but each gets turns.
+    The peers take turns, as in a crowd, and in between do those with fewest connections of all. So
+    nobody waits for more than two rounds of everyone, and who has few connections not for more than
+    two of all who have as few.
     """
 
-    def __init__(self) -> None:
-        self._crowds: dict[int, Crowd[T]] = {}
+    def __init__(self, few: int = _FEW) -> None:
+        """``few``: see Crowd."""
+        self._things: Crowd[T] = Crowd(few)
+        # peers by the binary logarithm of how many connections they have
+        self._groups: dict[int, dict[str, None]] = {}
+        self._group_of: dict[str, int] = {}
+        self._next_of_fewest = True
 
     def add(self, peer: str, thing: T, connections: int) -> None:
         """Let ``thing`` join, of a peer with so many connections. It must not be here yet."""
-        self._crowds.setdefault(connections.bit_length(), Crowd()).add(peer, thing)
+        self._things.add(peer, thing)
+        group = connections.bit_length()
+        if peer not in self._group_of:
+            self._join_group(peer, group)
+        elif self._group_of[peer] != group:
+            self._leave_group(peer)
+            self._join_group(peer, group)
 
     def discard(self, thing: T) -> None:
         """Let ``thing`` go, if it is here."""
-        for crowd in self._crowds.values():
-            crowd.discard(thing)
+        peer = self._things.peer_of(thing)
+        self._things.discard(thing)
+        if peer is not None and not self._things.count(peer):
+            self._leave_group(peer)
 
     def take(self) -> T | None:
         """Remove and return the thing whose turn it is."""
-        for size, crowd in self._crowds.items():
-            thing = crowd.take_in_turn()
-            if thing is not None:
-                self._crowds[size] = self._crowds.pop(size)
-                return thing
-        return None
+        if not self._groups:
+            return None
+        if self._next_of_fewest:
+            peer = next(iter(self._groups[min(self._groups)]))
+        else:
+            peer = self._things.next_peer()
+        self._next_of_fewest = not self._next_of_fewest
+        thing = self._things.take(peer)
+        group = self._leave_group(peer)
+        if self._things.count(peer):
+            self._join_group(peer, group)
+        return thing
+
+    def _join_group(self, peer: str, group: int) -> None:
+        self._groups.setdefault(group, {})[peer] = None
+        self._group_of[peer] = group
+
+    def _leave_group(self, peer: str) -> int:
+        group = self._group_of.pop(peer)
+        del self._groups[group][peer]
+        if not self._groups[group]:
+            del self._groups[group]
+        return group
 
 
 class RefusalLog:

@@ -239,25 +239,26 @@ class Turnstile:
     """Lets handshakes compute one at a time, and members' work go first before each.
 
     A handshake takes as long as a request does, and whoever asks for one needs no key for it.
-    ``patience``: seconds for which members' work goes first.
+    ``strangers``: all whose handshake is not done, by peer. ``patience``: seconds for which
+    members' work goes first.
     """
 
-    def __init__(self, patience: float = _PATIENCE) -> None:
+    def __init__(self, strangers: Crowd[Any], patience: float = _PATIENCE) -> None:
+        self._strangers = strangers
         self._patience = patience
         self._beginning: Line[Event] = Line()
         self._going_on: Line[Event] = Line()
         self._someone_waits = Event()
 
-    def wait_for_turn(self, peer: str, connections: int, *, goes_on: bool) -> None:
+    def wait_for_turn(self, peer: str, *, goes_on: bool) -> None:
         """Returns when the caller may compute, until it next waits for anything.
 
-        ``connections``: how many the peer has that are strangers yet.
         Who ``goes_on`` with a handshake comes before those who begin one: that takes an answer to
         ours, while first messages can be sent in a flood without any work.
         """
         turn = Event()
         waiting = self._going_on if goes_on else self._beginning
-        waiting.add(peer, turn, connections)
+        waiting.add(peer, turn, self._strangers.count(peer))
         self._someone_waits.set()
         try:
             turn.wait()
@@ -284,7 +285,7 @@ def _let_members_go_first(patience: float = _PATIENCE) -> None:
     waiter: Waiter[None] = Waiter(hub)
     with loop.idle() as idle, loop.timer(patience) as timer:
         idle.start(waiter.switch, None)
-        timer.start(waiter.switch, None)
+        timer.start(waiter.switch, None, update=True)  # from now on, not from the loop's last look
         waiter.get()
 
 
@@ -320,7 +321,7 @@ class RelayWorker(GeventWorker):
         self._members: Crowd[_Connection] = Crowd()
         self._served: dict[greenlet, tuple[_Connection, str]] = {}
         self._refusals = RefusalLog(_log)
-        self._turnstile = Turnstile()
+        self._turnstile = Turnstile(self._strangers)
         self._stopping = Event()
 
     def patch(self) -> None:
@@ -454,7 +455,7 @@ class RelayWorker(GeventWorker):
             # Before that there is no TLS state either. Who has spoken already is not waited for: of
             # several the event loop would tell the last one first.
             await_hello(client)
-            self._turnstile.wait_for_turn(name, self._strangers.count(name), goes_on=False)
+            self._turnstile.wait_for_turn(name, goes_on=False)
             connection = _Connection(
                 client,
                 server_side=True,
@@ -488,9 +489,7 @@ class RelayWorker(GeventWorker):
                 # A cipher is chosen with our answer; before that, nothing has been done for it.
                 steps += connection.cipher() is not None
                 wait_read(connection.fileno())
-                self._turnstile.wait_for_turn(
-                    name, self._strangers.count(name), goes_on=0 < steps <= _STEPS
-                )
+                self._turnstile.wait_for_turn(name, goes_on=0 < steps <= _STEPS)
             else:
                 connection.settimeout(None)
                 return
