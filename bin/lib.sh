@@ -8,6 +8,10 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # as ssh may have brought it along.
 export LC_ALL=C.UTF-8
 
+# Some images set this one, and then each of thousands of Pythons compiles all that it imports anew:
+# half of the time of a playbook.
+unset PYTHONDONTWRITEBYTECODE
+
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
 die() {
