@@ -85,7 +85,7 @@ def attack(
         service.name: make_parties(folder, service, options.connections, options.sources)
         for service in services
     }
-    held: dict[str, list[int]] = {name: [] for name in at_door}
+    held: dict[str, list[int]] = {name: [] for name in at_door}  # a look a second
     everyone = [party for parties in at_door.values() for party in parties]
     with Strangers(*everyone, rate=options.arrivals, beat=2.0):
         while not stop.wait(1.0):
@@ -94,6 +94,7 @@ def attack(
     report.put(
         {
             name: {
+                # during the measurement, which ends just now
                 "held": round(statistics.median(held[name][-int(options.seconds) :])),
                 "opened": sum(party.opened for party in parties),
                 "closed": sum(party.closed for party in parties),

@@ -131,13 +131,10 @@ def main(arguments: Sequence[str]) -> int:
     os.chdir(REPOSITORY)
     for name in _COMMON:
         importlib.import_module(name)
-    # Compiled once, and not by each of hundreds of processes.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    sys.dont_write_bytecode = False
     with tempfile.TemporaryDirectory(prefix="sealrelay-mutations-") as folder:
         sources = Path(folder, "sources")
         shutil.copytree(_SOURCES, sources)
-        compileall.compile_dir(sources, quiet=2)
+        compileall.compile_dir(sources, quiet=2)  # once, and not by each of hundreds of processes
         noticed = try_all(chosen, sources, options.jobs)
     print(f"checks: {sum(noticed)} missed when taken out, {noticed.count(False)} not")  # noqa: T201
     return 0 if all(noticed) else 1

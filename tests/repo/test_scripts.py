@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,20 @@ def test_script_refuses_what_it_does_not_know(script: Path) -> None:
     assert "--help" in run.stderr
 
 
-def need_space(megabytes: int, path: Path) -> subprocess.CompletedProcess[str]:
-    command = f". bin/lib.sh; need_space {megabytes} {path}; echo goes on"
+def with_lib(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command after what all scripts begin with."""
     return subprocess.run(
-        ["bash", "-ec", command], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        ["bash", "-ec", f". bin/lib.sh; {command}"],
+        cwd=REPOSITORY,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def need_space(megabytes: int, path: Path) -> subprocess.CompletedProcess[str]:
+    return with_lib(f"need_space {megabytes} {path}; echo goes on")
 
 
 def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path) -> None:
@@ -42,6 +52,14 @@ def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path) -> None:
     assert full.returncode == 1
     assert f"MiB are free for {tmp_path}/a/b, and it takes up to 1000000000 MiB" in full.stderr
     assert need_space(1, tmp_path / "a" / "b").stdout == "goes on\n"
+
+
+def test_compiled_modules_are_kept_also_where_an_image_says_not_to() -> None:
+    asked = with_lib(
+        f"{sys.executable} -c 'import sys; print(sys.dont_write_bytecode)'",
+        PYTHONDONTWRITEBYTECODE="1",
+    )
+    assert asked.stdout == "False\n"
 
 
 def test_ci_runs_all_tests_and_nothing_else() -> None:
