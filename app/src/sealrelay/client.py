@@ -9,12 +9,13 @@ is tried again, over every coordinator given, until the deadline.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,24 @@ from requests.adapters import HTTPAdapter
 from typing_extensions import Self
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
 from urllib3.poolmanager import PoolManager
+from urllib3.response import HTTPResponse
 
-from sealrelay.client_files import ClientFiles, ClientTls
+from sealrelay.client_files import ClientFiles, ClientTls, DeadlineSocket
 from sealrelay.config import ClientSettings, load_settings
 from sealrelay.errors import CertificateRefused, MessageRefused, TokenRefused, Unreachable
 from sealrelay.identity import IdentityRefused, LeafRefused, Role
 from sealrelay.seal import Token
+from sealrelay.text import escape_text
 from sealrelay.tls import describe_tls_error, peer_certificate
 from sealrelay.trust import Leaf, read_leaf
 
 _CONNECT_TIMEOUT = 3.0
 _ANSWER_TIMEOUT = 12.0
 """Seconds; somewhat more than a coordinator's usual deadline, so that its answer is heard."""
+_LARGEST_ANSWER = 1 << 16
+"""Bytes. What a coordinator has to say takes a few hundred."""
 _REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")
 """OpenSSL's names of the alerts with which a peer refuses a certificate (RFC 8446, section 6.2)."""
 _PAUSE = (0.05, 1.0)
@@ -50,12 +56,29 @@ class Receipt:
     message_id: str
     """64 hexadecimal digits."""
     served_by: str
-    """The name of the server that stored it."""
+    """The name of the server that stored it, control characters escaped."""
     replayed: bool
     """Whether it was stored already, by an earlier try whose answer was lost, say."""
     tries: int
     seconds: float
     """From the first try to the acknowledgement."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    fields: Mapping[str, Any]
+    """Of the JSON object in its body; none where that is something else."""
+
+    @property
+    def detail(self) -> str:
+        """Why, in its own words; escaped, since they may be shown on a terminal."""
+        detail = self.fields.get("detail")
+        if not isinstance(detail, str):
+            detail = f"answered {self.status} {self.reason}"
+        return escape_text(detail)
 
 
 class _TryAgain(Exception):
@@ -136,8 +159,8 @@ class Client:
             for url in list(self._urls):
                 tries += 1
                 try:
-                    response = self._post(url, token, deadline)
-                    return self._receipt(url, response, token, tries, time.monotonic() - began)
+                    answer = self._post(url, token, deadline)
+                    return self._receipt(url, answer, token, tries, time.monotonic() - began)
                 except CertificateRefused as error:
                     refused.append(error)
                     last = str(error)
@@ -179,7 +202,7 @@ class Client:
                 self._connect()
 
     def _connect(self) -> None:
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False  # no proxy, no other CA bundle, no .netrc password
         self._adapter = _Adapter(self._tls, self._settings.trust_domain)
         self._session.mount("https://", self._adapter)
@@ -190,22 +213,27 @@ class Client:
             f"{'try' if tries == 1 else 'tries'}; the last: {last}"
         )
 
-    def _post(self, url: str, token: Token, deadline: float) -> requests.Response:
-        left = max(0.001, deadline - time.monotonic())
+    def _post(self, url: str, token: Token, deadline: float) -> _Answer:
+        now = time.monotonic()
+        left = max(0.001, deadline - now)
+        patience = min(_ANSWER_TIMEOUT, left)
+        self._adapter.deadline = now + patience
         try:
-            return self._session.post(
+            with self._session.post(
                 f"{url.rstrip('/')}/api/data",
                 json={"data": token.text},
-                timeout=(min(_CONNECT_TIMEOUT, left), min(_ANSWER_TIMEOUT, left)),
+                timeout=(min(_CONNECT_TIMEOUT, left), patience),
                 allow_redirects=False,
-            )
+                stream=True,
+            ) as response:
+                return _read_answer(response)
         except requests.exceptions.SSLError as error:
             raise self._explain_tls(url, error) from None
         except requests.exceptions.ConnectTimeout:
             raise _TryAgain("no connection in time") from None
         except requests.exceptions.Timeout:
             raise _TryAgain("no answer in time") from None
-        except requests.exceptions.RequestException as error:
+        except (requests.exceptions.RequestException, HTTPError) as error:
             raise _TryAgain(_root_reason(error)) from None
 
     def _explain_tls(self, url: str, error: requests.exceptions.SSLError) -> Exception:
@@ -227,48 +255,57 @@ class Client:
         return _TryAgain(reason)
 
     def _receipt(
-        self, url: str, response: requests.Response, token: Token, tries: int, seconds: float
+        self, url: str, answer: _Answer, token: Token, tries: int, seconds: float
     ) -> Receipt:
-        status = response.status_code
+        status = answer.status
         if status == 200:
-            return self._accepted(response, token, tries, seconds)
-        detail = _problem_detail(response)
+            return self._accepted(answer, token, tries, seconds)
         if status == 403:
-            raise CertificateRefused(f"{url}: {detail}")
+            raise CertificateRefused(f"{url}: {answer.detail}")
         if status == 422:
             raise TokenRefused(
-                f"{url}: {detail} The servers may have other payload keys for {self.name}, or this "
-                f"machine's clock is wrong."
+                f"{url}: {answer.detail} The servers may have other payload keys for {self.name}, "
+                f"or this machine's clock is wrong."
             )
         if status in (400, 404, 405, 411, 413, 415):
-            raise MessageRefused(f"{url}: {detail}")
-        retry_after = response.headers.get("Retry-After", "")
+            raise MessageRefused(f"{url}: {answer.detail}")
+        retry_after = answer.headers.get("Retry-After", "")
         wait = float(retry_after) if retry_after.isdecimal() else 0.0
-        raise _TryAgain(f"{status}: {detail}", min(wait, 5.0))
+        raise _TryAgain(f"{status}: {answer.detail}", min(wait, 5.0))
 
     @staticmethod
-    def _accepted(response: requests.Response, token: Token, tries: int, seconds: float) -> Receipt:
-        try:
-            acknowledged = response.json() == {"result": "ok"}
-        except requests.exceptions.JSONDecodeError:
-            acknowledged = False
+    def _accepted(answer: _Answer, token: Token, tries: int, seconds: float) -> Receipt:
         message_id = token.message_id.hex()
-        if not acknowledged or response.headers.get("Message-Id") != message_id:
+        # Later releases may add other fields.
+        acknowledged = answer.fields.get("result") == "ok"
+        if not acknowledged or answer.headers.get("Message-Id") != message_id:
             raise _TryAgain("an answer that does not acknowledge this message")
         return Receipt(
             message_id=message_id,
-            served_by=response.headers.get("Served-By", ""),
-            replayed=response.headers.get("Idempotent-Replayed") == "true",
+            served_by=escape_text(answer.headers.get("Served-By", "")),
+            replayed=answer.headers.get("Idempotent-Replayed") == "true",
             tries=tries,
             seconds=round(seconds, 6),
         )
 
 
-def _problem_detail(response: requests.Response) -> str:
+def _read_answer(response: requests.Response) -> _Answer:
+    """Raises _TryAgain when it is too long, and what requests raises."""
+    body = bytearray()
+    for piece in response.iter_content(_LARGEST_ANSWER):
+        body += piece
+        if len(body) > _LARGEST_ANSWER:
+            raise _TryAgain(f"an answer of more than {_LARGEST_ANSWER} bytes")
     try:
-        return str(response.json()["detail"])
-    except (requests.exceptions.JSONDecodeError, KeyError, TypeError):
-        return f"answered {response.status_code} {response.reason}"
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    return _Answer(
+        response.status_code,
+        response.reason,
+        response.headers,
+        document if isinstance(document, dict) else {},
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -291,6 +328,13 @@ def _root_reason(error: BaseException) -> str:
     return "the connection was closed without an answer"
 
 
+class _Session(requests.Session):
+    """Ignores redirects: requests reads the whole body of one, however long, to find its target."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        return None
+
+
 class _Connection(HTTPSConnection):
     """A connection that belongs to a coordinator of our trust domain, or is not used."""
 
@@ -307,12 +351,19 @@ class _Connection(HTTPSConnection):
             self.close()
             raise ssl.SSLError(1, "not a coordinator") from refused
 
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+        assert isinstance(self.sock, DeadlineSocket)
+        self.sock.deadline = self.adapter.deadline
+        return super().getresponse()
+
 
 class _Adapter(HTTPAdapter):
     """Carries our TLS context, and the check of who answers, into requests."""
 
     def __init__(self, tls: ClientTls, trust_domain: str) -> None:
         self.tls = tls
+        self.deadline = 0.0
+        """When the answer has to be complete, in seconds of the monotonic clock."""
         self._trust_domain = trust_domain
         self._admitted: set[Leaf] = set()
         super().__init__()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
+import stat
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sealrelay.config import ClientSettings, load_keyring, load_tls
 from sealrelay.reload import LOOK_EVERY, Reloadable, stamp_files
@@ -17,6 +20,26 @@ _LOOKS = 4
 """Times to look at replaced files before giving up: two have to agree."""
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class DeadlineSocket(ssl.SSLSocket):
+    """A TLS socket with a deadline for all that is read.
+
+    A socket's timeout is for each piece: a byte now and then would hold its reader for ever.
+    """
+
+    deadline = 0.0
+    """Seconds of the monotonic clock."""
+
+    def recv_into(self, *arguments: Any, **options: Any) -> int:
+        """As of any socket. Raises TimeoutError from the deadline on."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+        return super().recv_into(*arguments, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +59,15 @@ class ClientFiles:
 
         def read_tls() -> ClientTls:
             files = load_tls(settings)
-            return ClientTls(files, files.make_client_context())
+            context = files.make_client_context()
+            context.sslsocket_class = DeadlineSocket
+            return ClientTls(files, context)
 
         self.tls = Reloadable("TLS files", settings.tls.listed, read_tls)
         self.keyring = Reloadable("payload keys", lambda: [keys], lambda: load_keyring(keys))
         self._looking = threading.Lock()
         self._looked_at = time.monotonic()
+        _warn_of_readers((Path(settings.tls.key), keys))
 
     def look(self) -> None:
         """Look whether they have changed, unless that was done just now."""
@@ -64,3 +90,9 @@ class ClientFiles:
                 return False
             time.sleep(LOOK_EVERY)
         return False
+
+
+def _warn_of_readers(keys: Iterable[Path]) -> None:
+    for path in keys:
+        if path.stat().st_mode & stat.S_IROTH:
+            _log.warning("every user of this machine can read %s: run chmod o= on it", path)
