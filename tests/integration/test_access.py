@@ -8,6 +8,7 @@ import datetime
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,31 @@ def refused_in_handshake(service: Service, context: ssl.SSLContext) -> ssl.SSLEr
     with pytest.raises(ssl.SSLError) as refused:
         ask(service, context, "GET", "/healthz")
     return refused.value
+
+
+def test_refused_peer_hears_why_though_it_goes_on_sending(
+    deployment: Deployment, service: Service, tmp_path: Path
+) -> None:
+    """A connection that is closed with unread data is reset, and the alert is lost with it."""
+    folder = Authority("Another CA").issue(tmp_path / "peer", Leaf([GOOD_URI]))
+    (folder / "ca.pem").write_bytes(deployment.authority.pem)
+    context = make_context(folder)
+    heard = []
+    for _ in range(30):
+        with (
+            socket.create_connection(("127.0.0.1", service.port), PATIENCE) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+        ):
+            try:
+                for _ in range(10):
+                    connection.sendall(b"x" * 1000)
+                    time.sleep(0.002)
+                connection.recv(1)
+            except ssl.SSLError as error:
+                heard.append(error.reason)
+            except OSError as error:
+                heard.append(str(error))
+    assert heard == ["TLSV1_ALERT_UNKNOWN_CA"] * 30
 
 
 def test_no_session_is_given_that_would_skip_the_certificate_check(

@@ -640,6 +640,7 @@ def await_hello(client: Any) -> None:
 def _let_read_alert(client: Any) -> None:
     """Let a refused peer read why: closing with unread data would reset the connection."""
     with contextlib.suppress(OSError, _Ended):
+        client.settimeout(None)  # in a handshake it doesn't wait
         client.shutdown(socket.SHUT_WR)
         with gevent.Timeout(1.0, TimeoutError()):
             while client.recv(4096):
