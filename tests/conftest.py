@@ -1,7 +1,9 @@
-"""What all tests share: one running deployment, and the services' logs beside a failure."""
+"""What all tests share: tiers, one running deployment, the services' logs beside a failure."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -17,7 +19,19 @@ settings.register_profile(
 )
 settings.load_profile("sealrelay")
 
+# Some images set this one, and each of hundreds of services would compile all that it imports anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 _LOG_LINES = 40
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("SEALRELAY_TIER") == "long":
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="bin/test --long runs it"))
 
 
 @pytest.fixture(scope="session")

@@ -40,21 +40,39 @@ _HOUR = datetime.timedelta(hours=1)
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Nothing of it runs: dozens of mutations start what their test needs, and no more."""
     made = Deployment(tmp_path_factory.mktemp("bad-peers") / "deployment")
     revoked = [
         made.authority.issue(made.folder / "revoked" / role, Leaf([uri]))
         for role, uri in (("client", GOOD_URI), ("coordinator", COORDINATOR_URI))
     ]
     made.publish_crl(*revoked)
-    made.start()
     yield made
     made.stop()
 
 
+def start(*services: Service) -> None:
+    starting = [service for service in services if not service.is_running]
+    for service in starting:
+        service.start(wait=False)
+    for service in starting:
+        service.wait()
+
+
+@pytest.fixture
+def deployed(prepared: Deployment) -> Deployment:
+    """One server runs, and the coordinator."""
+    start(prepared.servers[0], prepared.coordinator)
+    return prepared
+
+
 @pytest.fixture(params=[Role.COORDINATOR, Role.SERVER], ids=["coordinator", "server"])
-def service(request: pytest.FixtureRequest, deployed: Deployment) -> Service:
-    return service_of(deployed, request.param)
+def service(request: pytest.FixtureRequest, prepared: Deployment) -> Service:
+    """It runs, and so does a server that a coordinator needs."""
+    chosen = service_of(prepared, request.param)
+    start(*{prepared.servers[0], chosen})
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -89,10 +107,10 @@ Make = Callable[[Case], ssl.SSLContext]
 
 
 @pytest.fixture
-def case(deployed: Deployment, service: Service, tmp_path: Path) -> Case:
-    is_client = service is deployed.coordinator
+def case(prepared: Deployment, service: Service, tmp_path: Path) -> Case:
+    is_client = service is prepared.coordinator
     role, uri = ("client", GOOD_URI) if is_client else ("coordinator", COORDINATOR_URI)
-    return Case(deployed, tmp_path / "bad", role, uri)
+    return Case(prepared, tmp_path / "bad", role, uri)
 
 
 def assert_same_peer_without_the_fault_gets_in(case: Case, service: Service) -> None:
@@ -440,19 +458,20 @@ def client_cert(folder: Path) -> tuple[str, str]:
     ],
 )
 def test_forwarded_certificate_that_does_not_count_is_refused(
-    deployed: Deployment, tmp_path: Path, make: Make, fact: str | None
+    prepared: Deployment, tmp_path: Path, make: Make, fact: str | None
 ) -> None:
     """A proxy may not have looked; and who gets hold of its leaf cannot make up clients."""
-    case = Case(deployed, tmp_path / "bad", "client", GOOD_URI)
-    server, proxy = deployed.servers[0], deployed.coordinator.config.parent
+    case = Case(prepared, tmp_path / "bad", "client", GOOD_URI)
+    server, proxy = prepared.servers[0], prepared.coordinator.config.parent
+    start(server)
     make(case)
-    folder = deployed.folder / "revoked" / "client" if make is revoked else case.folder
-    body = {"data": seal(deployed).text}
+    folder = prepared.folder / "revoked" / "client" if make is revoked else case.folder
+    body = {"data": seal(prepared).text}
     answer = post_json(server, proxy, "/api/data", body, [client_cert(folder)])
     if fact is None:
         assert_problem(answer, 400, "malformed")  # it carries no identity
     else:
         assert_problem(answer, 403, "leaf-refused")
         assert answer.json()["detail"] == f"The forwarded certificate does not count: {fact}."
-    good = deployed.client_config("client1").parent
+    good = prepared.client_config("client1").parent
     assert post_json(server, proxy, "/api/data", body, [client_cert(good)]).status == 200

@@ -15,9 +15,10 @@ from cryptography.fernet import Fernet
 from msgspec.structs import replace
 
 from sealrelay.config import ServerSettings, load_settings
+from sealrelay.errors import Unreachable
 from sealrelay.keyrings import Key, format_keys, read_folder, read_keys
 from sealrelay.seal import parse_keyring, parse_token
-from sealrelay.store import NewToken, Record, SqlStore, open_store
+from sealrelay.store import NewToken, Record, SqlStore, StoreError, open_store
 from tests.support.command import Result, run_main
 from tests.support.deployment import PATIENCE, Deployment, put_file, run_sealrelay, wait_until
 
@@ -65,7 +66,15 @@ def open_writer(made: Deployment) -> SqlStore:
 
 def fill(made: Deployment, *records: Record) -> None:
     store = open_writer(made)
-    store.add(records)
+
+    def is_added() -> bool:
+        try:
+            store.add(records)
+        except StoreError:  # it took longer than a store waits, so once more
+            return False
+        return True
+
+    wait_until(is_added, "the records are stored")
     store.close()
 
 
@@ -96,7 +105,8 @@ def test_messages_are_sealed_with_the_newest_key_and_nothing_else_of_them_change
         made, "client1", Key(NEW), Key(NEXT, is_next=True), superseded, retired=(Key(RETIRED, 1),)
     )
     told = reseal(made, "--batch", batch)
-    assert told == Result(0, "Resealed 50 messages of 100.\n", "")
+    # On a slow machine it tells meanwhile how far it is.
+    assert (told.code, told.out) == (0, "Resealed 50 messages of 100.\n")
     found = stored(made)
     assert [replace(record, token="") for record in found] == [
         replace(record, token="") for record in records
@@ -181,8 +191,8 @@ def test_messages_that_change_or_go_meanwhile_are_no_error(made: Deployment) -> 
 
 
 def test_large_messages_are_resealed_too(made: Deployment) -> None:
-    records = [make_record(number, OLD, size=700_000) for number in range(6)]
-    fill(made, *records)
+    for number in range(6):
+        fill(made, make_record(number, OLD, size=700_000))
     write_keys(made, "client1", Key(NEW), Key(OLD, NOW))
     assert reseal(made).out == "Resealed 6 messages of 6.\n"
     assert {key_of(record) for record in stored(made)} == {NEW}
@@ -215,8 +225,11 @@ def test_resealing_as_root_leaves_the_store_to_its_owner_and_forgets_as_root(
     for keyring in made.keyrings.iterdir():
         os.chown(keyring, 0, 12346)
         keyring.chmod(0o640)
-    result = run_sealrelay("reseal", "--config", config_of(made), "--forget")
-    assert (result.returncode, result.stderr) == (0, "")
+    forget = ("reseal", "--config", config_of(made), "--forget")
+    result = run_sealrelay(*forget)
+    if result.returncode == Unreachable.exit_code:  # a store that is slow, once more
+        result = run_sealrelay(*forget)
+    assert result.returncode == 0, result.stderr
     assert result.stdout == "Resealed 1 messages of 1.\nForgot 1 keys.\n"
     assert not (made.keyrings / "client1.retired").exists()
     owners = {path.stat().st_uid for path in made.folder.glob("messages.db*")}

@@ -166,6 +166,7 @@ def test_the_database_is_reached_by_servers_only(node: Node, other: Node) -> Non
         node.run("systemctl", "start", "sealrelay-firewall.service")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("settled")
 def test_rules_that_lock_a_coordinator_out_are_taken_back(
     node: Node, other: Node, control: Control
@@ -212,6 +213,7 @@ def test_a_restarted_database_costs_no_message(node: Node) -> None:
     _assert_stored_once(node, sender.finish())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("settled")
 def test_the_game_day_restarts_the_database(control: Control, tmp_path: Path) -> None:
     play = hold(control, tmp_path / "reports", "store_restart", failover_check_rate=50)
@@ -233,6 +235,7 @@ def test_a_host_that_loses_its_power_costs_no_message(node: Node, other: Node, l
     _assert_stored_once(node, receipts)
 
 
+@pytest.mark.long
 def test_failover_check_takes_a_server_of_the_other_host(
     node: Node, control: Control, tmp_path: Path
 ) -> None:

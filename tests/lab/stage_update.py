@@ -35,6 +35,7 @@ def _running(node: Node) -> set[str]:
     return {line.split()[-1] for line in probes}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("settled")
 def test_an_update_costs_no_message_and_replaces_what_runs(
     node: Node, control: Control, app: Path

@@ -101,6 +101,7 @@ def test_every_certificate_is_rotated_under_load(
     load.assert_all_well()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("settled")
 def test_the_ca_is_rotated_under_load_and_can_pause_in_between(
     node: Node, control: Control, scratch: str, old_client2: str
@@ -193,6 +194,7 @@ def test_what_is_due_or_broken_is_renewed_and_nothing_else(node: Node, control: 
         assert next_update > now + 29 * _DAY
 
 
+@pytest.mark.long
 def test_mistakes_are_told_before_anything_changes(node: Node, control: Control) -> None:
     before = leaves(node), look_at_pki(control)
     for playbook, variables, text in (
@@ -208,7 +210,10 @@ def test_mistakes_are_told_before_anything_changes(node: Node, control: Control)
 
 @pytest.mark.parametrize(
     ("playbook", "variables"),
-    [("rotate_ca.yml", {}), ("revoke.yml", {"name": "client2"})],
+    [
+        pytest.param("rotate_ca.yml", {}, marks=pytest.mark.long),
+        ("revoke.yml", {"name": "client2"}),
+    ],
 )
 def test_a_rehearsal_changes_nothing(
     node: Node, control: Control, playbook: str, variables: dict[str, str]

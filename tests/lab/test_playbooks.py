@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -48,6 +47,7 @@ def test_preflight_names_who_holds_a_port(node: Node, control: Control) -> None:
     assert play.changed == 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("untouched")
 def test_preflight_asks_for_the_passphrase(control: Control) -> None:
     play = control.deploy(variables={"ca_passphrase": ""})
@@ -64,23 +64,6 @@ def test_preflight_refuses_a_wrong_passphrase(control: Control) -> None:
     assert "can't be read with this passphrase" in play.text
     assert play.changed == 0
     assert (control.pki / "ca.key").read_bytes() == key
-
-
-@pytest.mark.usefixtures("untouched")
-def test_preflight_refuses_servers_on_several_hosts_with_sqlite(
-    control: Control, tmp_path: Path
-) -> None:
-    inventory = tmp_path / "inventory"
-    inventory.mkdir()
-    (inventory / "pki").symlink_to(control.pki)
-    (inventory / "group_vars").symlink_to(control.inventory / "group_vars")
-    (inventory / "hosts.yml").symlink_to(control.inventory / "hosts.yml")
-    (inventory / "more.yml").write_text("servers: {hosts: {node2: {ansible_host: 127.0.0.2}}}\n")
-    play = control.play("site.yml", inventory=inventory)
-    assert play.code != 0
-    assert "The servers are on 2 hosts (node1, node2) with SQLite as their store" in play.text
-    assert "stored twice" in play.text, "it says why"
-    assert play.changed == 0
 
 
 @pytest.mark.usefixtures("untouched")

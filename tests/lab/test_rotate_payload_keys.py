@@ -74,6 +74,7 @@ def test_rotation_under_load_loses_doubles_and_refuses_nothing(
     assert (again.code, again.changed) == (0, 0), again.out
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("settled")
 def test_interrupted_rotation_is_usable_and_is_finished_by_the_next_run(
     node: Node, control: Control

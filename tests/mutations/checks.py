@@ -488,7 +488,7 @@ ANSWERS = [
     Mutation(
         "an acknowledgement is of this message",
         "client.py",
-        ' or response.headers.get("Message-Id") != message_id',
+        ' or answer.headers.get("Message-Id") != message_id',
         "",
         "tests/integration/test_threats.py::test_acknowledgement_of_another_message_is_not_taken",
     ),

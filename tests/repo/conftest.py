@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,18 @@ def role_specs(role: str) -> dict[str, dict[str, Any]]:
     specs = read_yaml(REPOSITORY / "roles" / role / "meta" / "argument_specs.yml")
     entry_points: dict[str, dict[str, Any]] = (specs or {}).get("argument_specs", {})
     return entry_points
+
+
+def run_playbook(
+    folder: Path, *arguments: str | Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook in a folder, with the settings that are shipped; however it ends."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), *arguments],
+        cwd=folder,
+        env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )

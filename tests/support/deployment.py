@@ -29,13 +29,15 @@ from tests.support.pki import CLIENT_ONLY, TRUST_DOMAIN, Authority, Leaf, spiffe
 
 PATIENCE = float(os.environ.get("SEALRELAY_TEST_PATIENCE", "60"))
 """Seconds for anything that should take one; generous, because machines are slow at times."""
+_START_PATIENCE = max(PATIENCE, 60)
+"""Seconds for a service to come up, which is never waited for in vain."""
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition. Fails the test after PATIENCE, saying ``what`` did not happen."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait for a condition. Fails the test after a while, saying ``what`` did not happen."""
+    deadline = time.monotonic() + 2 * PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"not in {PATIENCE:g} s: {what}"
+        assert time.monotonic() < deadline, f"not in {2 * PATIENCE:g} s: {what}"
         time.sleep(0.02)
 
 
@@ -86,16 +88,16 @@ def free_port() -> int:
             return port
 
 
-def _state_of(stat: Path) -> str:
-    """The state of a process or thread, see proc(5)."""
-    return stat.read_text().rpartition(")")[2].split()[0]
+def _is_in(states: str, stat: Path) -> bool:
+    """Whether a process or thread is in one of these states of proc(5), or gone."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] in states
+    except OSError:
+        return True
 
 
 def _is_alive(pid: int) -> bool:
-    try:
-        return _state_of(Path(f"/proc/{pid}/stat")) not in "ZX"
-    except OSError:
-        return False
+    return not _is_in("ZX", Path(f"/proc/{pid}/stat"))
 
 
 class Service:
@@ -130,7 +132,7 @@ class Service:
 
     def wait(self) -> None:
         """Wait until the service answers."""
-        probed = self.probe("--wait", str(PATIENCE))
+        probed = self.probe("--wait", str(_START_PATIENCE))
         assert probed.code == 0, f"{probed.err}\n{self.log}"
 
     @property
@@ -194,9 +196,8 @@ class Service:
         os.killpg(self._process.pid, signal.SIGSTOP)
         pids = [self._process.pid, *self.workers]
         tasks = [task for pid in pids for task in Path(f"/proc/{pid}/task").glob("*/stat")]
-        wait_until(
-            lambda: all(_state_of(task) == "T" for task in tasks), "the service stands still"
-        )
+        # One that keeps the store's turn while it stands still is killed by another server.
+        wait_until(lambda: all(_is_in("TZX", task) for task in tasks), "the service stands still")
 
     def resume(self) -> None:
         assert self._process is not None
@@ -286,7 +287,7 @@ class Deployment:
         """Make a client's folder; returns its client.toml."""
         folder = self.issue("client", name, hosts=(), usages=CLIENT_ONLY)
         keys = generate_keyring()
-        (folder / "payload.keys").write_text(keys)
+        put_file(folder / "payload.keys", keys.encode())
         (self.keyrings / f"{name}.keys").write_text(keys)
         return self.write_client(folder, name)
 

@@ -97,7 +97,7 @@ def put(folder: Path, **spec: Any) -> list[str]:
     owner = {"owner": getpass.getuser(), "group": grp.getgrgid(os.getgid()).gr_name}
     done = subprocess.run(
         [sys.executable, _PUT],
-        input=json.dumps({"folders": [str(folder)], "pretend": False, **owner, **spec}),
+        input=json.dumps([{"folders": [str(folder)], "pretend": False, **owner, **spec}]),
         capture_output=True,
         text=True,
         check=True,
