@@ -14,9 +14,12 @@ _PROGRAM = REPOSITORY / "roles" / "firewall" / "files" / "find_addresses.py"
 
 def _find(*sources: str) -> dict[str, Any]:
     run = subprocess.run(
-        [sys.executable, _PROGRAM, *sources], capture_output=True, text=True, check=True
+        [sys.executable, _PROGRAM, json.dumps({"all": sources})],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    found: dict[str, Any] = json.loads(run.stdout)
+    found: dict[str, Any] = json.loads(run.stdout)["all"]
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 
 from sealrelay.keyrings import Key, format_keys, read_keys
 from sealrelay.seal import generate_keyring
-from tests.repo.conftest import REPOSITORY
+from tests.repo.conftest import run_playbook
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="keyrings are root's")
 
@@ -86,15 +85,8 @@ class World:
             "runtime_release_dir": str(self.folder / "release"),
             "payload_keys_server_group": "root",
         }
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "hosts.yml"]
-        done = subprocess.run(
-            [*command, "-e", yaml.safe_dump(more, default_flow_style=True, width=9999), "play.yml"],
-            cwd=self.folder,
-            env={**os.environ, "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        extra = yaml.safe_dump(more, default_flow_style=True, width=9999)
+        done = run_playbook(self.folder, "-i", "hosts.yml", "-e", extra, "play.yml")
         for key in (A, B, C):
             assert key not in done.stdout + done.stderr
         return Run(done.returncode, done.stdout + done.stderr)

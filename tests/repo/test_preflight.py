@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.repo.conftest import REPOSITORY, read_yaml, role_defaults, tracked_files
+from tests.repo.conftest import REPOSITORY, read_yaml, role_defaults, run_playbook, tracked_files
 
 _PREFLIGHT = REPOSITORY / "roles" / "preflight"
 _READ_OF_OTHERS = re.compile(r"hostvars(?:\[.+?\]\.|\) \| map\(attribute=')(\w+)")
@@ -60,14 +63,7 @@ def _play_topology(tmp_path: Path, hosts: dict[str, dict[str, Any]]) -> str:
     inventory.write_text(
         yaml.safe_dump({"all": {"children": groups, "vars": {"server_bind": "192.0.2.7"}}})
     )
-    command = Path(sys.executable).with_name("ansible-playbook")
-    return subprocess.run(
-        [command, "-i", inventory, playbook],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
+    return run_playbook(tmp_path, "-i", inventory, playbook).stdout
 
 
 def _failed(out: str) -> set[str]:
@@ -91,6 +87,12 @@ def test_a_plain_url_is_taken_and_all_servers_must_have_the_same(tmp_path: Path)
         assert refusal not in out
 
 
+def test_servers_on_several_hosts_with_sqlite_are_refused(tmp_path: Path) -> None:
+    out = " ".join(_play_topology(tmp_path, {"node1": {}, "node2": {}}).split())
+    assert "The servers are on 2 hosts (node1, node2) with SQLite as their store" in out
+    assert "stored twice" in out, "it says why"
+
+
 def test_servers_that_keep_messages_for_different_times_are_refused(tmp_path: Path) -> None:
     hosts: dict[str, dict[str, Any]] = {
         name: {"server_store": _GOOD[0], "server_retention": retention}
@@ -111,6 +113,32 @@ def test_settings_that_other_hosts_can_not_read_are_refused(tmp_path: Path) -> N
     told = " ".join(out.split())
     assert "Other hosts can't read server_store of hidden, and would take the default" in told
     assert "of plain, and would take" not in told
+
+
+def _look_at_host(*arguments: str) -> dict[str, Any]:
+    program = _PREFLIGHT / "files" / "look_at_host.py"
+    done = subprocess.run(
+        [sys.executable, program, *arguments], capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_times_that_systemd_does_not_understand_are_found() -> None:
+    good = ["calendar=daily", "calendar=Mon *-*-* 03:00:00", "timespan=1h 30min", "timespan=0"]
+    bad = ["calendar=every day", "timespan=daily", "timespan=-1h", "calendar="]
+    assert _look_at_host(*good)["misunderstood"] == []
+    assert _look_at_host(good[0], bad[0], good[2], *bad[1:], "65535")["misunderstood"] == bad
+
+
+def test_who_holds_a_port_is_found_beside_times_and_space() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        found = _look_at_host("calendar=daily", str(port))
+    assert [holder["pid"] for holder in found["listeners"]] == [os.getpid()]
+    assert found["listeners"][0]["port"] == port
+    assert all(space > 0 for space in found["free_mb"].values())
+    assert _look_at_host(str(port))["listeners"] == []
 
 
 def _find_facts(value: Any) -> set[str]:

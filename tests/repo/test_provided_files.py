@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.repo.conftest import REPOSITORY
+from tests.repo.conftest import run_playbook
 from tests.support.node import find_secrets
 from tests.support.pki import CLIENT_ONLY, Authority, Leaf, spiffe_id
 
@@ -31,8 +31,7 @@ def _give(tmp_path: Path, source: str = "files") -> subprocess.CompletedProcess[
             "ca_source": source,
             "ca_dir": str(tmp_path / "pki"),
             "certificate_role": "client",
-            "certificate_name": "client1",
-            "certificate_dir": str(tmp_path / "host"),
+            "certificate_dirs": {"client1": str(tmp_path / "host")},
             "certificate_owner": pwd.getpwuid(os.getuid()).pw_name,
             "certificate_group": grp.getgrgid(os.getgid()).gr_name,
             "certificate_key_mode": "0600",
@@ -41,16 +40,10 @@ def _give(tmp_path: Path, source: str = "files") -> subprocess.CompletedProcess[
     }
     playbook = tmp_path / "play.yml"
     playbook.write_text(yaml.safe_dump([play]))
-    environment = {
-        **os.environ,
-        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
-        "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"),
-        "ANSIBLE_VAULT_PASSWORD_FILE": str(tmp_path / "vault"),
-    }
-    command: list[str | Path] = [_BESIDE / "ansible-playbook", "-i", "localhost,", "-vvv"]
-    command += ["--diff", playbook]
-    return subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    return run_playbook(
+        tmp_path,
+        *("-i", "localhost,", "-vvv", "--diff", playbook),
+        ANSIBLE_VAULT_PASSWORD_FILE=str(tmp_path / "vault"),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,14 @@ from sealrelay.config import (
     ServerSettings,
     Settings,
 )
-from tests.repo.conftest import REPOSITORY, ROLES, read_yaml, role_defaults, role_specs
+from tests.repo.conftest import (
+    REPOSITORY,
+    ROLES,
+    read_yaml,
+    role_defaults,
+    role_specs,
+    run_playbook,
+)
 
 SHARED = {"sealrelay_trust_domain"}
 
@@ -100,13 +106,7 @@ def render(tmp_path: Path, role: str, template: str, **more: Any) -> str:
         for group in ("servers", "coordinators", "clients")
     }
     inventory.write_text(yaml.safe_dump({"all": {"children": groups}}))
-    run = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, playbook],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = run_playbook(tmp_path, "-i", inventory, playbook)
     assert run.returncode == 0, run.stdout + run.stderr
     return out.read_text()
 

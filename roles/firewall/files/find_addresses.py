@@ -1,6 +1,7 @@
-"""Print as JSON the IPv4 and IPv6 networks that the arguments stand for, and which stand for none.
+"""Print as JSON the IPv4 and IPv6 networks that lists of sources stand for, and which for none.
 
-Each argument is an address, a network, or a name, which this host resolves.
+The argument is JSON: {name of the list: [source, ...]}. A source is an address, a network, or a
+name, which this host resolves.
 """
 
 import ipaddress
@@ -24,17 +25,22 @@ def find_networks(source):
     return [ipaddress.ip_network(address) for address in addresses if not address.is_loopback]
 
 
-networks = {4: [], 6: []}
-unknown = {}
-for source in sys.argv[1:]:
-    try:
-        for network in find_networks(source):
-            networks[network.version].append(network)
-    except (OSError, ValueError) as error:
-        unknown[source] = getattr(error, "strerror", None) or str(error)
-# nftables takes no networks that overlap.
-collapsed = {
-    version: [str(network) for network in ipaddress.collapse_addresses(found)]
-    for version, found in networks.items()
-}
-print(json.dumps({"ipv4": collapsed[4], "ipv6": collapsed[6], "unknown": unknown}))
+def look_up(sources):
+    """Return the networks of a list by their IP version, and what is wrong with other sources."""
+    networks = {4: [], 6: []}
+    unknown = {}
+    for source in sources:
+        try:
+            for network in find_networks(source):
+                networks[network.version].append(network)
+        except (OSError, ValueError) as error:
+            unknown[source] = getattr(error, "strerror", None) or str(error)
+    # nftables takes no networks that overlap.
+    collapsed = {
+        version: [str(network) for network in ipaddress.collapse_addresses(found)]
+        for version, found in networks.items()
+    }
+    return {"ipv4": collapsed[4], "ipv6": collapsed[6], "unknown": unknown}
+
+
+print(json.dumps({name: look_up(sources) for name, sources in json.loads(sys.argv[1]).items()}))

@@ -1,5 +1,8 @@
-"""Print as JSON who listens on the TCP ports named as arguments, how much space is free, and where
-the servers store messages.
+"""Print as JSON what the checks before a deployment want to know of a host.
+
+The arguments are TCP ports and, before them, as "calendar=daily" or "timespan=1h", times as
+systemd.time(7) has them. Printed are who listens on the ports, how much space is free, where the
+servers store messages, and which of the times systemd does not understand.
 
 Reads /proc itself: a minimal host has neither ss nor netstat.
 """
@@ -84,7 +87,18 @@ def list_stores():
     return sorted(stores)
 
 
-listening = list_listeners({int(port) for port in sys.argv[1:]})
+def find_misunderstood(times):
+    """Return those of the times that systemd does not understand."""
+    commands = {time: ["systemd-analyze", *time.split("=", 1)] for time in times}
+    return [
+        time
+        for time, command in commands.items()
+        if subprocess.run(command, capture_output=True, check=False).returncode
+    ]
+
+
+times = [argument for argument in sys.argv[1:] if "=" in argument]
+listening = list_listeners({int(port) for port in sys.argv[1:] if port not in times})
 holders = [describe_process(pid, listening[inode]) for inode, pid in list_holders(set(listening))]
 holders = [holder for holder in holders if holder]
 known = {holder["port"] for holder in holders}
@@ -99,6 +113,7 @@ print(
             "listeners": holders,
             "free_mb": {path: measure_free_space(path) for path in ("/opt", "/var/lib")},
             "stores": list_stores(),
+            "misunderstood": find_misunderstood(times),
         }
     )
 )

@@ -60,7 +60,7 @@ from ansible.module_utils.basic import AnsibleModule
 # manylinux tag that the older ones fit too, so it is told each.
 OLDEST_GLIBC, NEWEST_GLIBC = 5, 35
 # Part of the release's name: change it when the same sources are to be installed in another way.
-LAYOUT = "1"
+LAYOUT = "2"
 KEEP = 6
 
 
@@ -166,12 +166,19 @@ def pack_release(module: AnsibleModule, app_dir: Path, wheels: Path, archive: Pa
             str(built),
         ]
         run_pip(module, "build the app", *arguments, str(sources))
+        (wheel,) = built.iterdir()
+        # The app like all else, so that pip runs once on the host: a version and a hash.
+        name, version = wheel.name.split("-")[:2]
+        wheel_hash = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        locked = (app_dir / "requirements.txt").read_text()
+        everything = Path(scratch, "requirements.txt")
+        everything.write_text(f"{locked}\n{name}=={version} --hash=sha256:{wheel_hash}\n")
         unfinished = Path(scratch, "release.tar")
         with tarfile.open(unfinished, "w") as tar:
             top = archive.stem
-            tar.add(app_dir / "requirements.txt", f"{top}/requirements.txt")
+            tar.add(everything, f"{top}/requirements.txt")
             tar.add(wheels, f"{top}/wheels")
-            tar.add(built, f"{top}/app")
+            tar.add(wheel, f"{top}/wheels/{wheel.name}")
         unfinished.rename(archive)
 
 
