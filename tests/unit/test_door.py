@@ -331,11 +331,31 @@ def test_a_hello_that_comes_byte_by_byte_wakes_nobody_before_it_is_whole(
     assert not waiting.ready()
     peer.sendall(HELLO[-1:])
     waiting.get(timeout=60)
-    assert accepted.reads == 3  # at the first byte, with the record's head, with all of it
+    # At the first byte, with the record's head, with all of it; more often only where this machine
+    # is short of memory.
+    assert 3 <= accepted.reads < 50
     assert accepted.recv(LONGEST_HELLO) == HELLO
     peer.sendall(b"1")  # from here on every byte counts again
     with gevent.Timeout(60):
         gevent.socket.wait_read(accepted.fileno())
+
+
+def test_a_hello_that_the_kernel_has_no_room_for_is_waited_for_too(
+    ends: tuple[GeventSocket, Watched],
+) -> None:
+    peer, accepted = ends
+    # So small that it is called readable long before, as every buffer is where memory runs short.
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    waiting = gevent.spawn(await_hello, accepted)
+    for byte in HELLO[:200]:
+        peer.sendall(bytes([byte]))
+        gevent.sleep(0.001)
+    gevent.sleep(0.5)
+    assert not waiting.ready()
+    assert 3 <= accepted.reads < 50
+    peer.sendall(HELLO[200:])
+    waiting.get(timeout=60)
+    assert accepted.recv(LONGEST_HELLO) == HELLO
 
 
 @pytest.mark.parametrize("said", [0, 3, 100])

@@ -86,6 +86,10 @@ _LOOKS = 1_000
 """Connections that are looked at in one."""
 _PIECES = 8
 """Pieces at most: where members' work never ends, what is done for others must not wait for it."""
+_SHORT_OF_BUFFERS = 0.1
+"""Seconds before a hello is looked at again that the kernel did not count to its end."""
+_ESTABLISHED = b"\x01"
+"""The first byte of TCP_INFO (tcp(7)) while the peer may still send."""
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -624,6 +628,7 @@ def await_hello(client: Any) -> None:
     """Wait until a handshake can begin, or the peer says no more. Raises OSError.
 
     The kernel counts what comes (SO_RCVLOWAT, socket(7)): byte by byte, a record wakes nobody.
+    Where it is short of memory for receive buffers, it wakes for any byte, so that is waited out.
     """
     said = client.recv(LONGEST_HELLO, socket.MSG_PEEK)
     while len(said) < (needed := hello_size(said)):
@@ -634,7 +639,9 @@ def await_hello(client: Any) -> None:
         if len(said) < needed:
             if error := client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, os.strerror(error))
-            return
+            if client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != _ESTABLISHED:
+                return
+            gevent.sleep(_SHORT_OF_BUFFERS)
 
 
 def _let_read_alert(client: Any) -> None:
