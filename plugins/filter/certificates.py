@@ -288,31 +288,33 @@ def _is_old(certificate: x509.Certificate, renew_at: float) -> bool:
     return (ends - _now()) < (1 - renew_at) * (ends - begins)
 
 
-def look_at_authority(
-    folder: str, passphrase: str, revoked: Iterable[Mapping[str, str]] = ()
-) -> dict[str, Any]:
+def look_at_authority(folder: str, passphrase: str) -> dict[str, Any]:
     """Look at the CA in a folder of the control node.
 
-    ``revoked`` are the certificates that it has revoked, with ``issuer`` and ``serial`` in
-    hexadecimal digits. Returns ``problem``, why its key can't be used ("" when it can, or when
-    there is none yet); ``complete``, whether key and certificate are there, belong together and
-    have their modes; ``crl_due``, whether a CRL has to be made; ``name``, the CA's common name;
+    Returns ``problem``, why its key can't be used ("" when it can, or when there is none yet);
+    ``complete``, whether key and certificate are there, belong together and have their modes;
     ``ends``, the certificate's end as YYYY-MM-DD; ``ends_soon``, within 60 days.
     """
-    key_path, pem_path, crl_path = (Path(folder, name) for name in ("ca.key", "ca.pem", "crl.pem"))
-    found: dict[str, Any] = {
-        "problem": "",
-        "complete": False,
-        "crl_due": True,
-        "name": "",
-        "ends": "",
-        "ends_soon": False,
-    }
-    public, found["problem"] = _open_key(key_path, passphrase)
-    certificate = _read_certificate(pem_path.read_text() if pem_path.is_file() else None)
+    key_path, pem_path = Path(folder, "ca.key"), Path(folder, "ca.pem")
+    found: dict[str, Any] = {"problem": "", "complete": False, "ends": "", "ends_soon": False}
+    try:
+        pem, key = _read(pem_path), _read(key_path)
+    except OSError as error:
+        found["problem"] = (
+            f"{error.filename} can't be read ({error.strerror}); give {folder} and all that is in "
+            f"it back to the user who runs this (sudo chown -R USER {folder})."
+        )
+        return found
+    public, found["problem"] = _open_key(key_path, key, passphrase)
+    certificate = _read_certificate(pem.decode("ascii", "replace"))
     if certificate is None:
         return found
-    found["name"] = str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    if not key:
+        found["problem"] = (
+            f"{pem_path} is there but {key_path} is not; restore the key from your backup. Without "
+            f"one, move {pem_path} away, and run playbooks/rotate_ca.yml with -e ca_replace=true, "
+            f"which makes another CA."
+        )
     ends = certificate.not_valid_after_utc
     found["ends"] = f"{ends:%Y-%m-%d}"
     found["ends_soon"] = ends < _now() + datetime.timedelta(days=60)
@@ -321,38 +323,41 @@ def look_at_authority(
         and certificate.public_key() == public
         and _has_modes({Path(folder): _FOLDER, key_path: _SECRET, pem_path: _PUBLIC})
     )
-    serials = {int(entry["serial"], 16) for entry in revoked if entry["issuer"] == found["name"]}
-    found["crl_due"] = not (
-        _has_modes({crl_path: _PUBLIC}) and _is_current(crl_path, certificate, serials)
-    )
     return found
 
 
-def find_due_crls(
-    folders: Iterable[str], passphrase: str, revoked: Iterable[Mapping[str, str]]
-) -> list[str]:
-    """Return those of the CAs' folders in which a CRL has to be made."""
+def find_due_crls(folders: Iterable[str], revoked: Iterable[Mapping[str, str]]) -> list[str]:
+    """Return those of the CAs' folders in which a CRL has to be made.
+
+    ``revoked`` are the certificates that were revoked, with ``issuer`` (the CA's common name) and
+    ``serial`` in hexadecimal digits.
+    """
     entries = list(revoked)
-    return [f for f in folders if look_at_authority(f, passphrase, entries)["crl_due"]]
+    return [folder for folder in folders if not _is_crl_current(Path(folder), entries)]
 
 
-def _open_key(path: Path, passphrase: str) -> tuple[Any, str]:
-    if not path.is_file():
-        return None, ""
+def _read(path: Path) -> bytes:
+    """Return what is in a file, nothing when it is not there. Raises OSError."""
     try:
-        pem = path.read_bytes()
-    except OSError as error:
-        return (
-            None,
-            f"{path} can't be read ({error.strerror}); give it back to the user who runs this",
-        )
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _open_key(path: Path, pem: bytes, passphrase: str) -> tuple[Any, str]:
+    """Return the public half of a private key, and why it can't be used."""
+    if not pem:
+        return None, ""
+    how = (
+        f"give the one that it was made with ({path.parent}/passphrase, SEALRELAY_CA_PASSPHRASE or "
+        f"ca_passphrase)."
+    )
+    if not passphrase:
+        return None, f"The passphrase of {path} is missing; {how}"
     try:
         return load_pem_private_key(pem, passphrase.encode()).public_key(), ""
     except (ValueError, TypeError):
-        return None, (
-            f"{path} can't be read with this passphrase; give the one that it was made with "
-            f"({path.parent}/passphrase, SEALRELAY_CA_PASSPHRASE or ca_passphrase)"
-        )
+        return None, f"{path} can't be opened with this passphrase; {how}"
 
 
 def _has_modes(modes: Mapping[Path, int]) -> bool:
@@ -361,8 +366,14 @@ def _has_modes(modes: Mapping[Path, int]) -> bool:
     )
 
 
-def _is_current(path: Path, authority: x509.Certificate, serials: set[int]) -> bool:
-    """Whether a CRL of this CA revokes these serial numbers, and a third of its time is left."""
+def _is_crl_current(folder: Path, revoked: Iterable[Mapping[str, str]]) -> bool:
+    """Whether a CA's CRL revokes its leaves among these, and a third of its time is left."""
+    path = folder / "crl.pem"
+    authority = _read_certificate((folder / "ca.pem").read_text())
+    if authority is None or not _has_modes({path: _PUBLIC}):
+        return False
+    name = str(authority.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    serials = {int(entry["serial"], 16) for entry in revoked if entry["issuer"] == name}
     try:
         crl = x509.load_pem_x509_crl(path.read_bytes())
     except (OSError, ValueError):

@@ -61,7 +61,7 @@ def test_preflight_refuses_a_wrong_passphrase(control: Control) -> None:
     key = (control.pki / "ca.key").read_bytes()
     play = control.deploy(variables={"ca_passphrase": "not the one it was made with"})
     assert play.code != 0
-    assert "can't be read with this passphrase" in play.text
+    assert "can't be opened with this passphrase" in play.text
     assert play.changed == 0
     assert (control.pki / "ca.key").read_bytes() == key
 

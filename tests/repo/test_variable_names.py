@@ -57,7 +57,7 @@ _FILES = tracked_files("playbooks/*.yml", "roles/*.yml")
 _TEMPLATES = tracked_files("roles/*/templates/*.j2")
 
 
-class _Anything(dict[str, Any]):
+class Anything(dict[str, Any]):
     """Filters and tests: that they exist is ansible-lint's to say."""
 
     def get(self, _name: str, _default: Any = None) -> Any:
@@ -69,20 +69,20 @@ class _Anything(dict[str, Any]):
 
 def _read_undeclared(text: str) -> set[str]:
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - not rendered
-    environment.filters = environment.tests = _Anything()
+    environment.filters = environment.tests = Anything()
     tree = environment.parse(text)
     # Set in one branch and used in another counts as undeclared for Jinja.
     own = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
     return meta.find_undeclared_variables(tree) - own
 
 
-def _templates(node: object, key: str = "") -> Iterator[str]:
+def list_templates(node: object, key: str = "") -> Iterator[str]:
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from _templates(value, str(name))
+            yield from list_templates(value, str(name))
     elif isinstance(node, list):
         for value in node:
-            yield from _templates(value, key)
+            yield from list_templates(value, key)
     elif isinstance(node, str):
         if key in _EXPRESSIONS:
             yield f"{{{{ {node} }}}}"
@@ -97,7 +97,7 @@ def _is_generic(name: str) -> bool:
 def find_generic(text: str) -> set[str]:
     """The names in a playbook's or a role's file that might be somebody else's."""
     names: set[str] = set()
-    for template in _templates(yaml.safe_load(text)):
+    for template in list_templates(yaml.safe_load(text)):
         names |= _read_undeclared(template)
     return set(filter(_is_generic, names))
 
