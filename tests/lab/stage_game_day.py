@@ -220,6 +220,8 @@ def test_it_knows_its_faults(control: Control, reports: Path) -> None:
 def test_a_rehearsal_breaks_nothing(node: Node, control: Control, reports: Path) -> None:
     since = node.now()
     play = control.play(_PLAYBOOK, "--check", variables={"failover_check_report_dir": str(reports)})
-    assert (play.code, play.changed) == (0, 0), play.out
+    # What a day begins with, where there was none yet.
+    would = {"failover_check : Install what a skewed clock needs, in the lab"}
+    assert (play.code, set(play.changed_tasks) - would) == (0, set()), play.out
     assert not reports.exists()
     assert node.journal("sealrelay-fault", since=since) == ""

@@ -259,6 +259,16 @@ class Play:
         return sum(map(int, re.findall(r"\bchanged=(\d+)", self.recap)))
 
     @property
+    def changed_tasks(self) -> list[str]:
+        """The names of the tasks that changed something."""
+        parts = re.split(r"(?m)^TASK \[(.+)\] \*+$", self.out)
+        return [
+            name
+            for name, told in zip(parts[1::2], parts[2::2], strict=True)
+            if "\nchanged: " in told
+        ]
+
+    @property
     def recap(self) -> str:
         return self.out.partition("PLAY RECAP")[2]
 
