@@ -14,6 +14,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -245,6 +246,18 @@ def _read_certificate(pem: str | None) -> x509.Certificate | None:
         return None
 
 
+def _read_certificates(pem: str) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem.encode())
+    except ValueError:
+        return []
+
+
+def _name_of(authority: x509.Certificate) -> str:
+    names = authority.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else authority.subject.rfc4514_string()
+
+
 def _serial_of(pem: str | None) -> str:
     certificate = _read_certificate(pem)
     return f"{certificate.serial_number:x}" if certificate else ""
@@ -326,6 +339,40 @@ def look_at_authority(folder: str, passphrase: str) -> dict[str, Any]:
     return found
 
 
+def find_foreign_authorities(
+    found: Iterable[Mapping[str, str]], folder: str
+) -> list[dict[str, str]]:
+    """Return what hosts trust, each once; nothing when one of our CAs is among it.
+
+    ``found`` are the texts that are trusted together: ``ca`` and ``crl``; ``folder`` is that of our
+    CA on the control node. A host that trusts another, while one trusts ours, has missed a
+    rotation, and is only to be brought along. Returned are ``ca``, ``crl``, and of the first certificate the common name
+    (``name``) and the SHA-256 fingerprint in hexadecimal digits (``fingerprint``).
+    """
+    ours = {
+        certificate
+        for path in (Path(folder, name, "ca.pem") for name in ("", "next", "previous"))
+        if path.is_file()
+        for certificate in _read_certificates(path.read_text())
+    }
+    foreign = []
+    for texts in found:
+        trusted = _read_certificates(texts["ca"])
+        if not trusted:
+            continue
+        if not ours.isdisjoint(trusted):
+            return []
+        entry = {
+            "ca": texts["ca"],
+            "crl": texts["crl"],
+            "name": _name_of(trusted[0]),
+            "fingerprint": trusted[0].fingerprint(hashes.SHA256()).hex(),
+        }
+        if entry not in foreign:
+            foreign.append(entry)
+    return foreign
+
+
 def find_due_crls(folders: Iterable[str], revoked: Iterable[Mapping[str, str]]) -> list[str]:
     """Return those of the CAs' folders in which a CRL has to be made.
 
@@ -333,7 +380,12 @@ def find_due_crls(folders: Iterable[str], revoked: Iterable[Mapping[str, str]]) 
     ``serial`` in hexadecimal digits.
     """
     entries = list(revoked)
-    return [folder for folder in folders if not _is_crl_current(Path(folder), entries)]
+    return [
+        folder
+        for folder in folders
+        # The key of a CA that is replaced may be lost: its last CRL is all there is.
+        if Path(folder, "ca.key").is_file() and not _is_crl_current(Path(folder), entries)
+    ]
 
 
 def _read(path: Path) -> bytes:
@@ -372,7 +424,7 @@ def _is_crl_current(folder: Path, revoked: Iterable[Mapping[str, str]]) -> bool:
     authority = _read_certificate((folder / "ca.pem").read_text())
     if authority is None or not _has_modes({path: _PUBLIC}):
         return False
-    name = str(authority.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    name = _name_of(authority)
     serials = {int(entry["serial"], 16) for entry in revoked if entry["issuer"] == name}
     try:
         crl = x509.load_pem_x509_crl(path.read_bytes())
@@ -394,6 +446,7 @@ class FilterModule:
         return {
             "add_signed": add_signed,
             "find_due_crls": find_due_crls,
+            "find_foreign_authorities": find_foreign_authorities,
             "find_revoked_identities": find_revoked_identities,
             "find_unrecorded": find_unrecorded,
             "judge_leaves": judge_leaves,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,37 @@ def test_the_ca_is_rotated_under_load_and_can_pause_in_between(
     assert processes(node) == running, "nothing was restarted"
     load.assert_all_well()
     assert Peer(node, old_client2).post(seal(node, "too late", "client2")).error
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_lost_ca_is_never_made_anew_unasked_and_is_replaced_under_load(
+    node: Node, control: Control, scratch: str, tmp_path: Path, old_client2: str
+) -> None:
+    old_ca, running = load_ca(control)[0], processes(node)
+    name = old_ca.subject.rfc4514_string().removeprefix("CN=")
+    shutil.move(control.pki, tmp_path / "lost")
+    control.pki.mkdir(0o700)
+    shutil.copy2(tmp_path / "lost" / "passphrase", control.pki)
+    for refused in (control.deploy(), control.play("playbooks/renew.yml")):
+        assert refused.code != 0
+        assert f"node1 trusts the CA '{name}' (SHA-256 " in refused.text
+        assert "-e ca_replace=true" in refused.text
+    assert [path.name for path in control.pki.iterdir()] == ["passphrase"]
+
+    with Load(node, scratch) as load:
+        play = control.play("playbooks/rotate_ca.yml", variables={"ca_replace": True})
+        assert play.code == 0, play.out
+    new_ca = load_ca(control)[0]
+    assert new_ca.subject != old_ca.subject
+    assert {leaf.issuer for leaf in leaves(node).values()} == {new_ca.subject}
+    for folder in FOLDERS:
+        trusted = x509.load_pem_x509_certificates(node.read(f"{folder}/ca.pem").encode())
+        assert trusted == [new_ca], folder
+    assert processes(node) == running, "nothing was restarted"
+    load.assert_all_well()
+    assert Peer(node, old_client2).post(seal(node, "of the lost CA", "client2")).error
+    again = control.deploy()
+    assert (again.code, again.changed) == (0, 0), again.out
 
 
 @pytest.mark.usefixtures("settled")

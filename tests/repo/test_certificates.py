@@ -537,3 +537,46 @@ def test_crl_is_due_when_it_revokes_others_than_are_revoked(pki: _Pki, tmp_path:
     (pki.folder / "crl.pem").write_bytes(pki.make_crl(made))
     assert not pki.is_crl_due(revoked, of_another)
     assert pki.is_crl_due()
+
+
+def _trust(*authorities: Authority) -> dict[str, str]:
+    """What a host trusts, as look_at_host.py tells it."""
+    return {
+        "ca": "".join(authority.pem.decode() for authority in authorities),
+        "crl": "".join(authority.make_crl().decode() for authority in authorities),
+    }
+
+
+def test_what_hosts_trust_is_foreign_where_nothing_of_it_is_here(pki: _Pki, tmp_path: Path) -> None:
+    find = _FILTERS["find_foreign_authorities"]
+    ours, others = _trust(pki.authority), _trust(Authority("Another CA"))
+    for folder in (str(pki.folder), str(tmp_path / "never")):
+        (foreign,) = find([others, others], folder)
+        assert (foreign["name"], foreign["ca"]) == ("Another CA", others["ca"])
+        assert foreign["crl"] == others["crl"]
+        assert len(foreign["fingerprint"]) == 64
+    assert [found["name"] for found in find([ours], str(tmp_path))] == ["Test CA"]
+    assert find([ours], str(pki.folder)) == []
+    assert find([], str(pki.folder)) == []
+    assert find([{"ca": "none", "crl": ""}], str(pki.folder)) == []
+
+
+def test_who_missed_a_rotation_trusts_nothing_foreign(pki: _Pki) -> None:
+    find = _FILTERS["find_foreign_authorities"]
+    assert find([_trust(Authority("Another CA")), _trust(pki.authority)], str(pki.folder)) == []
+
+
+@pytest.mark.parametrize("name", ["next", "previous"])
+def test_both_cas_of_a_rotation_are_ours(pki: _Pki, name: str) -> None:
+    find = _FILTERS["find_foreign_authorities"]
+    other = Authority("Another CA")
+    (pki.folder / name).mkdir()
+    (pki.folder / name / "ca.pem").write_bytes(other.pem)
+    assert find([_trust(other)], str(pki.folder)) == []
+
+
+def test_a_ca_without_key_gets_no_crl(pki: _Pki) -> None:
+    (pki.folder / "crl.pem").unlink()
+    assert pki.is_crl_due()
+    (pki.folder / "ca.key").unlink()
+    assert not pki.is_crl_due()

@@ -1,8 +1,9 @@
-"""Print as JSON what the checks before a deployment want to know of a host.
+"""Print as JSON what the checks before anything changes want to know of a host.
 
 The arguments are TCP ports and, before them, as "calendar=daily" or "timespan=1h", times as
 systemd.time(7) has them. Printed are who listens on the ports, how much space is free, where the
-servers store messages, and which of the times systemd does not understand.
+servers store messages, which of the times systemd does not understand, which CAs are trusted (and
+their CRLs), and whether a release is in use.
 
 Reads /proc itself: a minimal host has neither ss nor netstat.
 """
@@ -34,7 +35,7 @@ def list_listeners(ports):
 
 def list_holders(inodes):
     """Yield (inode, process id) for every process that has one of the sockets open."""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in filter(str.isdigit, os.listdir("/proc") if inodes else []):
         try:
             for entry in os.scandir(f"/proc/{pid}/fd"):
                 match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(entry.path))
@@ -87,6 +88,26 @@ def list_stores():
     return sorted(stores)
 
 
+def list_authorities():
+    """Return what is trusted here: {"ca": PEM text, "crl": PEM text}, each pair once."""
+    found = []
+    for path in sorted(glob.glob("/etc/sealrelay/*/ca.pem") + glob.glob("/etc/sealrelay/*/*/ca.pem")):
+        texts = {"ca": read_text(path), "crl": read_text(path.replace("ca.pem", "crl.pem"))}
+        if texts not in found:
+            found.append(texts)
+    return found
+
+
+def read_text(path):
+    """Return what is in a file, "" when it is not there."""
+    try:
+        # Whom the folder belongs to may have put a pipe there, on which root must not wait.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
 def find_misunderstood(times):
     """Return those of the times that systemd does not understand."""
     commands = {time: ["systemd-analyze", *time.split("=", 1)] for time in times}
@@ -114,6 +135,8 @@ print(
             "free_mb": {path: measure_free_space(path) for path in ("/opt", "/var/lib")},
             "stores": list_stores(),
             "misunderstood": find_misunderstood(times),
+            "authorities": list_authorities(),
+            "deployed": os.path.exists("/opt/sealrelay/current"),
         }
     )
 )
