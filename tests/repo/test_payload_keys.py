@@ -54,17 +54,21 @@ class World:
         for host in ("server1", "server2"):
             (folder / host).mkdir()
             self.keyrings[host] = folder / host / "client1.keys"
+        self.hosts: dict[str, dict[str, dict[str, Any]]] = {
+            "servers": {
+                host: {"payload_keys_keyrings": str(path.parent)}
+                for host, path in self.keyrings.items()
+            },
+            "clients": {"home": {}},
+        }
 
-    def play(self, group: str, tasks_from: str, **variables: Any) -> Run:
-        """Run a part of the role on a group, or a host of it."""
+    def play(self, group: str, *parts: str, **of_servers: Any) -> Run:
+        """Run parts of the role on a group, or a host of it."""
         tasks = [
-            {"ansible.builtin.import_role": {"name": "payload_keys", "tasks_from": tasks_from}}
+            {"ansible.builtin.import_role": {"name": "payload_keys", "tasks_from": part}}
+            for part in parts
         ]
         play = [{"hosts": group, "gather_facts": False, "tasks": tasks}]
-        hosts: dict[str, dict[str, Any]] = {
-            host: {"payload_keys_keyrings": str(path.parent), **variables}
-            for host, path in self.keyrings.items()
-        }
         inventory = {
             "all": {
                 "vars": {
@@ -73,8 +77,8 @@ class World:
                     "client_names": ["client1"],
                 },
                 "children": {
-                    "servers": {"hosts": hosts},
-                    "clients": {"hosts": {"home": None}},
+                    "servers": {"hosts": self.hosts["servers"], "vars": of_servers},
+                    "clients": {"hosts": self.hosts["clients"]},
                 },
             }
         }
@@ -151,3 +155,49 @@ def test_client_stays_with_its_key_when_a_server_does_not_know_the_next(world: W
         assert "server1, server2 doesn't know the next key of client1 yet" in run.text
         assert read_keys(world.own) == [Key(A)]
         assert read_keys(world.next) == [Key(B)]
+
+
+_AWAY = {
+    "ansible_connection": "ssh",
+    "ansible_host": "127.0.0.1",
+    "ansible_port": 1,  # nobody listens there
+    "ansible_ssh_common_args": "-o BatchMode=yes -o ConnectTimeout=5",
+}
+
+
+def test_a_clients_host_that_is_away_is_left_for_the_next_time(world: World) -> None:
+    world.own.write_text(format_keys([Key(B)]))
+    world.hosts["clients"]["away"] = {"client_names": ["client9"], **_AWAY}
+    there = world.keyrings["server1"].with_name("client9.keys")
+    there.write_text(format_keys([Key(A)]))
+    run = world.play("server1", "collect")
+    assert run.code == 0, run.out
+    assert "away can't be reached. What server1 has of the keys of client9 stays" in run.text
+    assert read_keys(world.keyrings["server1"]) == [Key(B)]
+    assert read_keys(there) == [Key(A)]
+
+
+def test_a_key_of_an_absent_client_is_not_retired(world: World) -> None:
+    """It may have come back to one that the servers take for superseded."""
+    world.own.write_text(format_keys([Key(B)]))
+    world.hosts["clients"]["away"] = {"client_names": ["client9"], **_AWAY}
+    long_ago = [Key(B), Key(A, _SINCE)]
+    there = world.keyrings["server1"].with_name("client9.keys")
+    for path in (world.keyrings["server1"], there):
+        path.write_text(format_keys(long_ago))
+    world.play("server1", "collect", "retire")  # then it waits for services, and there are none
+    assert read_keys(world.keyrings["server1"]) == [Key(B)]
+    assert read_keys(there) == long_ago
+
+
+def test_a_new_servers_host_needs_one_that_knows_older_keys(world: World) -> None:
+    world.own.write_text(format_keys([Key(B)]))
+    world.hosts["servers"]["server1"] |= _AWAY
+    run = world.play("server2", "collect")
+    assert run.code != 0
+    assert "server1 can't be reached, and server2 has no keyrings yet" in run.text
+    assert not world.keyrings["server2"].exists()
+
+    world.keyrings["server2"].with_name("client8.keys").write_text(format_keys([Key(A)]))
+    assert world.play("server2", "collect").code == 0, "only the client is new"
+    assert read_keys(world.keyrings["server2"]) == [Key(B)]
