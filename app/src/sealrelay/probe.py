@@ -20,6 +20,7 @@ from sealrelay.errors import Outdated, Unreachable
 from sealrelay.identity import IdentityRefused
 from sealrelay.reload import fingerprint, stamp_files
 from sealrelay.tls import TlsRefused, TlsSet, describe_tls_error
+from sealrelay.wire import read_reason
 
 _ANSWER_TIMEOUT = 5.0
 _PAUSE = 0.1
@@ -120,7 +121,7 @@ def _ask(settings: ServiceSettings) -> Health:
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:
-            raise http.client.HTTPException(f"answered {response.status}")
+            raise http.client.HTTPException(f"answered {response.status}{read_reason(body)}")
         return msgspec.json.decode(body, type=Health)
     finally:
         connection.close()

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from sealrelay.identity import NAME
+from sealrelay.text import escape_text
 
 _LAST_MOMENT = 253_402_300_799
 """Of any certificate: the end of the year 9999 (RFC 5280 §4.1.2.5), in seconds since the epoch."""
@@ -56,6 +57,15 @@ class ProblemAnswer(msgspec.Struct, frozen=True):
     """What a server says of a request that it refuses (RFC 9457), as far as it is told."""
 
     detail: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+def read_reason(payload: bytes) -> str:
+    """What a refusal says of itself, to stand behind its status; nothing where it says nothing."""
+    try:
+        detail = msgspec.json.decode(payload, type=ProblemAnswer).detail
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+    return f": {escape_text(detail)}" if detail else ""
 
 
 class Expiries(msgspec.Struct, frozen=True):

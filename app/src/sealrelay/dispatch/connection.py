@@ -17,7 +17,6 @@ from sealrelay.config import ServerAddress, split_url
 from sealrelay.credentials import Credentials
 from sealrelay.dispatch.decisions import Message
 from sealrelay.identity import Identity, IdentityRefused, LeafRefused, identify_certificate
-from sealrelay.text import escape_text
 from sealrelay.tls import describe_tls_error, peer_certificate
 from sealrelay.trust import Leaf, read_leaf
 from sealrelay.wire import (
@@ -26,7 +25,7 @@ from sealrelay.wire import (
     BatchRequest,
     HealthAnswer,
     Outcome,
-    ProblemAnswer,
+    read_reason,
 )
 
 T = TypeVar("T")
@@ -152,7 +151,7 @@ class ServerConnection:
             if status in (400, 411, 413, 415):
                 return status, None
             if status != 200:
-                raise ServerFailed(f"answered {status} to {path}{_read_reason(payload)}")
+                raise ServerFailed(f"answered {status} to {path}{read_reason(payload)}")
             return status, msgspec.json.decode(payload, type=kind)
         except gevent.Timeout as timer:
             if timer is not expired:
@@ -241,15 +240,6 @@ def _read_answer(sock: ssl.SSLSocket) -> tuple[int, bytes, bool]:
     if left < 0:
         raise _NotUnderstood
     return int(head["status"]), b"".join(chunks), _CLOSES.search(head["fields"]) is not None
-
-
-def _read_reason(payload: bytes) -> str:
-    """What a refusal says of itself, to stand behind its status; nothing where it says nothing."""
-    try:
-        detail = msgspec.json.decode(payload, type=ProblemAnswer).detail
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return ""
-    return f": {escape_text(detail)}" if detail else ""
 
 
 def _receive(sock: ssl.SSLSocket) -> bytes:
