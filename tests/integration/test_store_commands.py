@@ -58,7 +58,7 @@ def test_migrate_check_changes_nothing(config: Path, tmp_path: Path) -> None:
     assert (due.code, due.out) == (9, "")
     assert due.err == (
         f"sealrelay: {config}: the store's schema is missing, this release needs {REVISION}; "
-        f"run `sealrelay migrate`\n"
+        f"run `sealrelay migrate`, or put {tmp_path}/messages.db back if it was moved\n"
     )
     assert list(tmp_path.iterdir()) == []
     run_main("migrate", "--config", str(config))

@@ -33,6 +33,7 @@ from sealrelay.store import (
     SqlStore,
     StoreError,
     StoreFull,
+    StoreMoved,
     open_store,
 )
 from sealrelay.text import escape_text
@@ -96,12 +97,14 @@ class Intake:
             gevent.sleep(_MEASURE_EVERY)
 
     def check(self) -> None:
-        """Raises Problem 503 when the store does not answer."""
+        """Raises Problem 503 when the store does not answer, or what it is kept in was moved."""
         try:
             self._writer.run(SqlStore.check)
         except StoreError as error:
             _log.error("Health check: %s", error)
-            raise Problem(503, "store-unavailable", "The store does not answer.") from None
+            # Only those who run the services come here: a client is told no path.
+            detail = f"{error}." if isinstance(error, StoreMoved) else "The store does not answer."
+            raise Problem(503, "store-unavailable", detail) from None
 
     def take(self, messages: Sequence[BatchMessage]) -> list[Outcome]:
         """Store every message that opens, in one commit; an outcome for each, in their order.

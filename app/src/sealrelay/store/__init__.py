@@ -15,6 +15,7 @@ from sealrelay.store.records import (
     Stored,
     StoreError,
     StoreFull,
+    StoreMoved,
 )
 from sealrelay.store.sql import SqlStore, open_store
 
@@ -30,6 +31,7 @@ __all__ = [
     "SqlStore",
     "StoreError",
     "StoreFull",
+    "StoreMoved",
     "Stored",
     "insist",
     "open_store",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
+from sealrelay.store.files import OpenFiles
 from sealrelay.store.records import NewToken, Record, StoreError, StoreFull
 from sealrelay.store.schema import messages
 from sealrelay.store.turn import Turn
@@ -36,6 +37,8 @@ class Backend(ABC):
     engine: Engine
     file: Path | None = None
     """The database's file, where it is one of this host's."""
+    files: OpenFiles | None = None
+    """Those that it is kept in, where a writer has them open itself."""
     turn: Turn | None = None
     """What orders those who write to it, where the database itself does not."""
 
@@ -94,14 +97,13 @@ class SqliteBackend(Backend):
 
     def __init__(self, file: Path, *, read_only: bool) -> None:
         self.file = file
-        self.turn = None if read_only else Turn(Path(f"{file}.turn"))
-        mode = "ro" if read_only else "rwc"
-        location = URL.create(
-            "sqlite", database=f"file:{quote(str(file))}", query={"mode": mode, "uri": "true"}
-        )
-        self.engine = create_engine(location, poolclass=NullPool)
-        event.listen(self.engine, "connect", _read_only_pragmas if read_only else _durable_pragmas)
-        event.listen(self.engine, "begin", _begin_reading if read_only else _begin_writing)
+        if read_only:
+            self.engine = self._make_engine("ro", _read_only_pragmas, _begin_reading)
+            return
+        self.files = OpenFiles(file)
+        self.turn = Turn(Path(f"{file}.turn"))
+        # Only a migration makes a file: an empty one would take the place of one that was moved.
+        self.engine = self._make_engine("rw", _durable_pragmas, _begin_writing)
 
     def insert(self, connection: Connection, records: Sequence[Record]) -> set[bytes]:
         # SQLAlchemy would take 200 µs of each statement, where the driver takes 15.
@@ -123,7 +125,8 @@ class SqliteBackend(Backend):
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection:
+        engine = self._make_engine("rwc", _durable_pragmas, _begin_writing)
+        with engine.connect() as connection:
             # Past SQLAlchemy, which would say BEGIN first, and wait for that as long as before.
             with closing(connection.connection.cursor()) as cursor:
                 cursor.execute(f"PRAGMA busy_timeout = {_MIGRATION_TIMEOUT_MS}")
@@ -139,6 +142,23 @@ class SqliteBackend(Backend):
         if "disk is full" in reason:
             return StoreFull("the store has no room left")
         return StoreError(f"the store failed: {reason}")
+
+    def _make_engine(
+        self,
+        mode: str,
+        connected: Callable[[sqlite3.Connection, ConnectionPoolEntry], None],
+        begin: Callable[[Connection], None],
+    ) -> Engine:
+        """``mode`` as of https://www.sqlite.org/uri.html."""
+        location = URL.create(
+            "sqlite",
+            database=f"file:{quote(str(self.file))}",
+            query={"mode": mode, "uri": "true"},
+        )
+        engine = create_engine(location, poolclass=NullPool)
+        event.listen(engine, "connect", connected)
+        event.listen(engine, "begin", begin)
+        return engine
 
 
 @contextmanager

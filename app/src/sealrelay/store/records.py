@@ -20,6 +20,13 @@ class ConnectionLost(StoreError):
     """The connection to the database broke; another one may work at once."""
 
 
+class StoreMoved(StoreError):
+    """A file of the database was moved, replaced or removed; the text says which, and what to do.
+
+    What is written to a file that has no name is lost to everybody else.
+    """
+
+
 class SchemaOutdated(StoreError):
     """The tables are missing, or older than this release needs."""
 

@@ -78,11 +78,13 @@ class SqlStore:
 
         Newer ones are fine: migrations only add.
         """
+        is_missing = self._is_missing()
         revision = self.revision()
         if revision is None or revision < REVISION:
+            where = f", or put {self.file} back if it was moved" if is_missing else ""
             raise SchemaOutdated(
                 f"the store's schema is {'missing' if revision is None else f'at {revision}'}, "
-                f"this release needs {REVISION}; run `sealrelay migrate`"
+                f"this release needs {REVISION}; run `sealrelay migrate`{where}"
             )
 
     def migrate(self) -> list[str]:
@@ -264,6 +266,8 @@ class SqlStore:
     def close(self) -> None:
         """Let go of the connection; the next call opens another."""
         self._disconnect()
+        if self._backend.files is not None:
+            self._backend.files.close()
         if self._backend.turn is not None:
             self._backend.turn.close()
 
@@ -303,11 +307,18 @@ class SqlStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
+        files = self._backend.files
         with self._turn():
             if self._open is None:
+                if files is not None:
+                    files.hold()
                 self._open = self._backend.engine.connect()
             with self._open.begin():
+                if files is not None:
+                    files.check()
                 yield self._open
+            if files is not None:
+                files.check()  # what was committed meanwhile is not to be acknowledged
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
