@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from cryptography.fernet import Fernet
 from msgspec.structs import replace
 
@@ -116,10 +117,33 @@ def test_messages_are_sealed_with_the_newest_key_and_nothing_else_of_them_change
             assert after == before, "with the key in use, or with the next one, it is left alone"
             continue
         assert key_of(after) == NEW
-        token = parse_token(after.token)
-        assert token.sealed_at == NOW + number
-        assert int(parse_keyring([NEW]).open(token)) == number
+        assert after.sealed_at == NOW + number
+        assert int(parse_keyring([NEW]).open(parse_token(after.token))) == number
     assert reseal(made).out == "Resealed 0 messages of 100.\n"
+
+
+def test_token_that_was_resealed_is_refused_and_the_one_that_was_sent_is_known(
+    made: Deployment,
+) -> None:
+    """Whoever reads the store and has the client's leaf can hand it in, within ``token_ttl``."""
+    made.start()
+    with made.client() as client:
+        sent = client.seal("once")
+        client.send_token(sent)
+    (before,) = stored(made)
+    for _ in range(2):  # what was resealed before is resealed again
+        rotate(made)
+        assert reseal(made).out == "Resealed 1 messages of 1.\n"
+        (after,) = stored(made)
+        assert after == replace(before, token=after.token)
+        assert after.token != sent.text
+        refused = hand_in(made, after.token)
+        assert refused.status_code == 422
+        assert refused.json()["type"] == "urn:sealrelay:problem:token-refused"
+        assert is_replayed(made, sent.text)
+        assert stored(made) == [after]
+    shown = run_main("messages", "list", "--config", config_of(made)).out
+    assert shown.split()[-1] == "once"
 
 
 def test_retired_keys_are_forgotten_when_no_message_needs_them(made: Deployment) -> None:
@@ -320,11 +344,15 @@ def test_rotation_beside_a_load_loses_doubles_and_refuses_nothing(
     assert '"unknown_absent":0' in verified.out
 
 
+def hand_in(made: Deployment, token: str) -> requests.Response:
+    """Hand in a token with the client's leaf."""
+    session = made.client_session()
+    return session.post(f"{made.url}/api/data", json={"data": token}, timeout=PATIENCE)
+
+
 def is_replayed(made: Deployment, token: str) -> bool:
     before = made.stored()
-    answer = made.client_session().post(
-        f"{made.url}/api/data", json={"data": token}, timeout=PATIENCE
-    )
+    answer = hand_in(made, token)
     assert answer.status_code == 200
     assert made.stored() == before
     return answer.headers.get("Idempotent-Replayed") == "true"

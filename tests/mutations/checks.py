@@ -392,6 +392,21 @@ REQUESTS = [
         f"{_REVOKED}test_connection_whose_leaf_expires_is_closed[coordinator]",
     ),
     Mutation(
+        "what was resealed is no message",
+        "seal.py",
+        "(plaintext, _RESEALED_AT)",
+        "(plaintext, token.sealed_at)",
+        "tests/integration/test_reseal.py"
+        "::test_token_that_was_resealed_is_refused_and_the_one_that_was_sent_is_known[sqlite]",
+    ),
+    Mutation(
+        "what was resealed is no message, whatever the clock",
+        "seal.py",
+        "if token.sealed_at == _RESEALED_AT:",
+        "if False:",
+        "tests/unit/test_seal.py::test_resealed_token_is_read_in_a_store_and_taken_by_no_server",
+    ),
+    Mutation(
         "a forwarded certificate counts",
         "server.py",
         "        trust.check_signed(der, time.time())\n",

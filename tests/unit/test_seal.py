@@ -8,7 +8,7 @@ import hmac
 import traceback
 
 import pytest
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, InvalidToken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -150,7 +150,8 @@ def test_token_within_its_window_is_opened(age: int) -> None:
     [
         (TTL + 1, "older"),
         (10 * TTL, "older"),
-        (NOW, "older"),
+        (NOW - 1, "older"),
+        (NOW, "resealed"),
         (-MAX_CLOCK_SKEW - 1, "future"),
         (NOW - 2**62, "future"),
     ],
@@ -176,6 +177,23 @@ def test_rotated_keyring_opens_old_tokens_and_seals_with_the_newest_key() -> Non
         before.open(sealed_after)
     with pytest.raises(TokenNotOpened):
         after.open(sealed_before)
+
+
+def test_resealed_token_is_read_in_a_store_and_taken_by_no_server() -> None:
+    """By its time alone, as releases from before there was such a token judge it."""
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    sent = parse_token(_sealed_at(NOW, key=old))
+    resealed = parse_token(Keyring([new, old]).reseal(sent))
+    newest = Keyring([new])
+    assert newest.open(resealed) == b"hello"
+    assert parse_token(newest.reseal(resealed)).sealed_at == resealed.sealed_at
+    with pytest.raises(InvalidToken):
+        Fernet(new).decrypt_at_time(resealed.text, 50 * 365 * TTL, NOW)
+    for ttl, now in ((TTL, NOW), (2 * NOW, NOW), (TTL, 0)):  # also where a clock begins at 1970
+        with pytest.raises(TokenNotOpened, match="resealed"):
+            newest.open(resealed, ttl=ttl, now=now)
+    with pytest.raises(TokenNotOpened):
+        newest.reseal(sent)
 
 
 def test_another_clients_token_is_not_opened() -> None:

@@ -1,7 +1,8 @@
 """Seals stored messages anew with their clients' newest keys, while servers go on storing.
 
 A message stays what it is: its id is that of the token that was sent, its time that at which it was
-sealed. Only what is stored changes, so that the older key is needed no more.
+sealed. Only what is stored changes, so that the older key is needed no more. No server takes the
+token that is stored then for a message.
 """
 
 from __future__ import annotations

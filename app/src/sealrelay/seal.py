@@ -17,6 +17,10 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 MAX_CLOCK_SKEW = 60
 """Seconds that a token's time may lie in the future (the Fernet implementation's own limit)."""
 
+_RESEALED_AT = 0
+"""The time in a token that was resealed, in seconds since the epoch: 1970. It has an id of its own,
+so it would be stored beside its message; every release refuses what is as old as that."""
+
 _VERSION = 0x80
 _OVERHEAD = 1 + 8 + 16 + 32
 _BLOCK = 16
@@ -95,6 +99,8 @@ class Keyring:
         try:
             if ttl is None:
                 return self._fernet.decrypt(token.text)
+            if token.sealed_at == _RESEALED_AT:  # whatever the ttl, and the clock
+                raise TokenNotOpened("it was resealed in a store, and no client sends such a token")
             if token.sealed_at + ttl < now:
                 raise TokenNotOpened(f"the token is older than {ttl} s")
             if token.sealed_at > now + MAX_CLOCK_SKEW:
@@ -104,14 +110,13 @@ class Keyring:
             raise TokenNotOpened("the token does not open with this client's keys") from None
 
     def reseal(self, token: Token) -> str:
-        """The text of a token of the newest key for the same message, sealed at the same time.
+        """The text of a token of the newest key for the same message, to be kept in a store.
 
-        It has an id of its own, which nobody may take for the message's. Raises TokenNotOpened.
+        Its id is not the message's, and its time is one at which no server takes it for a message.
+        Raises TokenNotOpened.
         """
-        try:
-            return self._fernet.rotate(token.text).decode("ascii")
-        except InvalidToken:
-            raise TokenNotOpened("the token does not open with this client's keys") from None
+        plaintext = self.open(token)
+        return self._fernet.encrypt_at_time(plaintext, _RESEALED_AT).decode("ascii")
 
 
 def is_key(text: str) -> bool:
