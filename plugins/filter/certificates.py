@@ -27,20 +27,31 @@ _USAGES = {
     "serverAuth": ExtendedKeyUsageOID.SERVER_AUTH,
     "clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH,
 }
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:\*\.)?{_LABEL}(?:\.{_LABEL})*", re.ASCII)
 _SECRET, _PUBLIC, _FOLDER = 0o600, 0o644, 0o700
 
 
 def list_sans(hosts: Iterable[str], identity: str) -> list[str]:
     """Return the subject alternative names of a certificate, such as ``DNS:node1``.
 
-    Exactly one URI: it is the identity. Names and addresses only say where a peer may find it.
+    Exactly one URI: it is the identity. Names and addresses only say where a peer may find it, so
+    what nobody connects to is left out: 0.0.0.0, and what no host is called. A number is a name.
     """
-    names = sorted({host for host in hosts if host})
-    addresses = [name for name in names if _is_address(name)]
+    names, addresses = set(), set()
+    for host in map(str, hosts):
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            if _HOST_NAME.fullmatch(host):
+                names.add(host)
+        else:
+            if not address.is_unspecified:
+                addresses.add(str(address))
     return [
         f"URI:{identity}",
-        *(f"DNS:{name}" for name in names if name not in addresses),
-        *(f"IP:{name}" for name in addresses),
+        *(f"DNS:{name}" for name in sorted(names)),
+        *(f"IP:{address}" for address in sorted(addresses)),
     ]
 
 
@@ -261,14 +272,6 @@ def _name_of(authority: x509.Certificate) -> str:
 def _serial_of(pem: str | None) -> str:
     certificate = _read_certificate(pem)
     return f"{certificate.serial_number:x}" if certificate else ""
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_name(name: str) -> x509.GeneralName:

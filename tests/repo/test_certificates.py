@@ -241,14 +241,15 @@ def test_ca_that_cannot_be_read_is_an_error(host: _Host) -> None:
 
 
 def test_names_are_addresses_only_when_they_are(tmp_path: Path) -> None:
-    hosts = ["node1", "10", "::1", "", "192.0.2.1", "node1", "2001:db8::7"]
-    sans = _FILTERS["list_sans"](hosts, _IDENTITY)
+    hosts = ["node1", "10", 11, "::1", "", "192.0.2.1", "node1", "2001:DB8::7", "fe80::1%eth0"]
+    nobodys = ["0.0.0.0", "::", "0::0", "*", "a/b", "a b", "node1.", "ä", "x" * 64]  # noqa: S104
+    sans = _FILTERS["list_sans"]([*hosts, *nobodys], _IDENTITY)
     assert sans == [
-        *(f"URI:{_IDENTITY}", "DNS:10", "DNS:node1"),
-        *("IP:192.0.2.1", "IP:2001:db8::7", "IP:::1"),
+        *(f"URI:{_IDENTITY}", "DNS:10", "DNS:11", "DNS:node1"),
+        *("IP:192.0.2.1", "IP:2001:db8::7", "IP:::1", "IP:fe80::1"),
     ]
     host = _Host(tmp_path)
-    host.issue(hosts=list(filter(None, dict.fromkeys(hosts))))
+    host.issue(hosts=[san.partition(":")[2] for san in sans[1:]])
     assert host.judge(hosts=hosts)["due"] == ""
 
 
