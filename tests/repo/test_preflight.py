@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.repo.conftest import REPOSITORY, read_yaml, role_defaults, run_playbook, tracked_files
+from tests.repo.conftest import REPOSITORY, read_yaml, role_defaults, run_playbook
 
 _PREFLIGHT = REPOSITORY / "roles" / "preflight"
-_READ_OF_OTHERS = re.compile(r"hostvars(?:\[.+?\]\.|\) \| map\(attribute=')(\w+)")
 _GOOD = [
     "postgresql://sealrelay@db1/sealrelay",
     "postgresql://sealrelay@db1.example.net:5433,db2.example.net/sealrelay?sslmode=verify-full",
@@ -40,8 +39,16 @@ _WITH_PASSWORD = [
 ]
 
 
-def _play_topology(tmp_path: Path, hosts: dict[str, dict[str, Any]]) -> str:
-    """Run preflight's look at an inventory of such servers; tells what Ansible prints."""
+def _play_topology(
+    tmp_path: Path,
+    hosts: dict[str, dict[str, Any]],
+    *arguments: str,
+    groups: dict[str, list[str]] | None = None,
+) -> str:
+    """Run preflight's look at an inventory of such servers; tells what Ansible prints.
+
+    ``groups`` are other ones than servers of all these hosts, and what they need besides.
+    """
     play = {
         "hosts": "all",
         "gather_facts": False,
@@ -53,17 +60,22 @@ def _play_topology(tmp_path: Path, hosts: dict[str, dict[str, Any]]) -> str:
         },
         "tasks": [{"ansible.builtin.include_tasks": str(_PREFLIGHT / "tasks" / "topology.yml")}],
     }
-    groups: dict[str, Any] = {
-        "servers": {"hosts": hosts},
-        "coordinators": {"hosts": {"relay": {}}},
-        "clients": {"hosts": {"relay": {}}},
+    groups = groups or {"servers": [*hosts], "coordinators": ["relay"], "clients": ["relay"]}
+    children = {
+        group: {"hosts": {name: hosts.get(name, {}) for name in names}}
+        for group, names in groups.items()
     }
     playbook, inventory = tmp_path / "play.yml", tmp_path / "hosts.yml"
     playbook.write_text(yaml.safe_dump([play]))
     inventory.write_text(
-        yaml.safe_dump({"all": {"children": groups, "vars": {"server_bind": "192.0.2.7"}}})
+        yaml.safe_dump({"all": {"children": children, "vars": {"server_bind": "192.0.2.7"}}})
     )
-    return run_playbook(tmp_path, "-i", inventory, playbook).stdout
+    return run_playbook(tmp_path, "-i", inventory, playbook, *arguments).stdout
+
+
+def _told(out: str) -> str:
+    """What was printed, as one line and without YAML's way to write an apostrophe."""
+    return " ".join(out.split()).replace("''", "'")
 
 
 def _failed(out: str) -> set[str]:
@@ -81,14 +93,14 @@ def test_a_password_in_the_stores_url_is_refused_and_not_shown(tmp_path: Path) -
 
 def test_a_plain_url_is_taken_and_all_servers_must_have_the_same(tmp_path: Path) -> None:
     hosts = {f"good{i}": {"server_store": url} for i, url in enumerate(_GOOD)}
-    out = " ".join(_play_topology(tmp_path, hosts).split())
+    out = _told(_play_topology(tmp_path, hosts))
     assert "server_store differs between the servers' hosts" in out
     for refusal in ("server_store begins with", "is not of the form", "holds a password"):
         assert refusal not in out
 
 
 def test_servers_on_several_hosts_with_sqlite_are_refused(tmp_path: Path) -> None:
-    out = " ".join(_play_topology(tmp_path, {"node1": {}, "node2": {}}).split())
+    out = _told(_play_topology(tmp_path, {"node1": {}, "node2": {}}))
     assert "The servers are on 2 hosts (node1, node2) with SQLite as their store" in out
     assert "stored twice" in out, "it says why"
 
@@ -98,7 +110,7 @@ def test_servers_that_keep_messages_for_different_times_are_refused(tmp_path: Pa
         name: {"server_store": _GOOD[0], "server_retention": retention}
         for name, retention in (("node1", 300_001), ("node2", 300_002))
     }
-    out = " ".join(_play_topology(tmp_path, hosts).split())
+    out = _told(_play_topology(tmp_path, hosts))
     assert "differ in server_retention (300001, 300002) or server_token_ttl (86400, 86400)" in out
 
 
@@ -110,9 +122,83 @@ def test_settings_that_other_hosts_can_not_read_are_refused(tmp_path: Path) -> N
     hosts = {"hidden": {**hidden, "address": "db1"}, "plain": {**plain, "address": "db1"}}
     out = _play_topology(tmp_path, hosts)
     assert _failed(out) >= {"hidden"}
-    told = " ".join(out.split())
+    told = _told(out)
     assert "Other hosts can't read server_store of hidden, and would take the default" in told
     assert "of plain, and would take" not in told
+
+
+def test_names_that_can_not_work_are_refused_by_their_variable(tmp_path: Path) -> None:
+    """Each of these went well in preflight, and failed or misled in the middle of a deployment."""
+    long = "a" * 64
+    hosts: dict[str, dict[str, Any]] = {
+        "bind": {"coordinator_bind": "localhost"},
+        "domain": {"sealrelay_trust_domain": "Example.net"},
+        # As YAML reads [010, no].
+        "clients": {"client_names": [8, False]},
+        "a/b": {},
+        long: {},
+        "own_lb": {"coordinator_hosts": ["{{ hostvars['own_lb'].lb }}"], "lb": "l b"},
+        "default": {"server_address": "{{ server_bind }}"},
+        "long_domain": {"sealrelay_trust_domain": f"{'a' * 60}.internal"},
+    }
+    groups = {group: [*hosts] for group in ("servers", "coordinators", "clients")}
+    out = _play_topology(tmp_path, hosts, "-e", "server_store=postgresql://db1/a", groups=groups)
+    told = _told(out)
+    for sentence in (
+        "coordinator_bind of bind is 'localhost'; systemd, which holds the port, takes an IPv4",
+        "sealrelay_trust_domain of domain is 'Example.net'; a trust domain has",
+        "client_names of clients has 8, which is a number for YAML",
+        "client_names of clients has False, which is a truth value",
+        "server_name_prefix of a/b makes the name 'a/b-5001' of a server",
+        f"coordinator_name of {long} makes the name '{long}' of a coordinator",
+        "coordinator_hosts of own_lb has 'l b'",
+    ):
+        assert sentence in told, out
+    assert "sealrelay_trust_domain of long_domain" not in told
+
+
+def test_settings_made_of_facts_are_evaluated_when_there_are_facts(tmp_path: Path) -> None:
+    """Also of a host that --limit leaves out, of which others have to know."""
+    facts = {
+        "server_bind": "{{ ansible_facts['default_ipv4']['address'] }}",
+        # Of no subset that preflight itself needs.
+        "server_workers": "{{ ansible_facts['processor_vcpus'] }}",
+    }
+    groups = {"servers": ["away"], "coordinators": ["relay"], "clients": ["relay"]}
+    hosts = {"away": facts, "relay": facts}
+    for limit in ("all", "relay"):
+        out = _play_topology(tmp_path, hosts, "--limit", limit, groups=groups)
+        assert "Check every identity, name, URL and SAN" in out
+        assert " failed=0" in out
+        assert " failed=1" not in out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"server_bind": "{{ ansible_facts['nope']['address'] }}"},
+        {"sealrelay_trust_domain": "{{ trust_domian }}"},
+        {"server_ports": [5001, "{{ nope }}"]},
+        {"ca_source": "{{ 1 / 0 }}"},
+    ],
+)
+def test_a_setting_without_a_value_is_refused_by_its_name(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """And no default takes its place."""
+    (name,) = settings
+    groups = {group: ["node1"] for group in ("servers", "coordinators", "clients")}
+    out = _play_topology(tmp_path, {"node1": settings}, groups=groups)
+    assert f"{name} of node1 has no value: " in _told(out)
+    assert _failed(out) == {"node1"}
+
+
+def test_what_a_secret_is_made_of_is_not_shown(tmp_path: Path) -> None:
+    groups = {group: ["node1"] for group in ("servers", "coordinators", "clients")}
+    settings = {"server_store_password": "{{ 'hunter2hunter2' | from_json }}"}
+    out = _play_topology(tmp_path, {"node1": settings}, groups=groups)
+    assert "server_store_password of node1 has no value: " in _told(out)
+    assert "hunter2" not in out
 
 
 def _look_at_host(*arguments: str) -> dict[str, Any]:
@@ -141,23 +227,12 @@ def test_who_holds_a_port_is_found_beside_times_and_space() -> None:
     assert _look_at_host(str(port))["listeners"] == []
 
 
-def _find_facts(value: Any) -> set[str]:
-    """What the tasks in a YAML document set as facts."""
-    if isinstance(value, list):
-        return set().union(*map(_find_facts, value))
-    if not isinstance(value, dict):
-        return set()
-    return set(value.get("ansible.builtin.set_fact", ())) | _find_facts(list(value.values()))
-
-
-def test_every_setting_that_is_read_of_other_hosts_is_looked_at() -> None:
-    read, facts = set(), set()
-    for path in tracked_files("roles/*.yml", "playbooks/*.yml"):
-        read |= set(_READ_OF_OTHERS.findall(path.read_text()))
-        facts |= _find_facts(read_yaml(path))
-    shared = read_yaml(_PREFLIGHT / "vars" / "main.yml")["_preflight_shared"]
-    # Ansible's own: a host has another value of it for itself.
-    assert sorted(read - facts - {"ansible_host"}) == shared
+def test_addresses_that_are_not_the_hosts_own_are_found() -> None:
+    good = ["127.0.0.1", "0.0.0.0", "::1", "::", "localhost"]  # noqa: S104 - not bound for long
+    bad = ["192.0.2.77", "2001:db8::77", "nobody.invalid"]
+    found = _look_at_host(*(f"bind={address}" for address in [*good, *bad]), "65535")
+    assert [*found["foreign"]] == bad
+    assert all(found["foreign"].values())
 
 
 def test_an_inventory_of_other_groups_is_no_success(tmp_path: Path) -> None:

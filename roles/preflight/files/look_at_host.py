@@ -1,9 +1,10 @@
 """Print as JSON what the checks before anything changes want to know of a host.
 
 The arguments are TCP ports and, before them, as "calendar=daily" or "timespan=1h", times as
-systemd.time(7) has them. Printed are who listens on the ports, how much space is free, where the
-servers store messages, which of the times systemd does not understand, which CAs are trusted (and
-their CRLs), and whether a release is in use.
+systemd.time(7) has them, and as "bind=192.0.2.7" addresses. Printed are who listens on the ports,
+how much space is free, where the servers store messages, which of the times systemd does not
+understand, which of the addresses are not this host's, with what the system says of each, which CAs
+are trusted (and their CRLs), and whether a release is in use.
 
 Reads /proc itself: a minimal host has neither ss nor netstat.
 """
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -118,8 +120,23 @@ def find_misunderstood(times):
     ]
 
 
-times = [argument for argument in sys.argv[1:] if "=" in argument]
-listening = list_listeners({int(port) for port in sys.argv[1:] if port not in times})
+def find_foreign(addresses):
+    """Return why nothing can listen on them, of those addresses or names where nothing can."""
+    foreign = {}
+    for address in addresses:
+        # As gunicorn binds.
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as listener:
+                listener.bind((address, 0))
+        except OSError as error:
+            foreign[address] = error.strerror or str(error)
+    return foreign
+
+
+questions = [argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument]
+times = ["=".join(question) for question in questions if question[0] != "bind"]
+listening = list_listeners({int(port) for port in sys.argv[1:] if "=" not in port})
 holders = [describe_process(pid, listening[inode]) for inode, pid in list_holders(set(listening))]
 holders = [holder for holder in holders if holder]
 known = {holder["port"] for holder in holders}
@@ -137,6 +154,7 @@ print(
             "misunderstood": find_misunderstood(times),
             "authorities": list_authorities(),
             "deployed": os.path.exists("/opt/sealrelay/current"),
+            "foreign": find_foreign(value for kind, value in questions if kind == "bind"),
         }
     )
 )
