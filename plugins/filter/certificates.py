@@ -349,8 +349,9 @@ def find_foreign_authorities(
 
     ``found`` are the texts that are trusted together: ``ca`` and ``crl``; ``folder`` is that of our
     CA on the control node. A host that trusts another, while one trusts ours, has missed a
-    rotation, and is only to be brought along. Returned are ``ca``, ``crl``, and of the first certificate the common name
-    (``name``) and the SHA-256 fingerprint in hexadecimal digits (``fingerprint``).
+    rotation, and is only to be brought along. Returned are ``ca``, ``crl``, and of the first
+    certificate the common name (``name``) and the SHA-256 fingerprint in hexadecimal digits
+    (``fingerprint``).
     """
     ours = {
         certificate

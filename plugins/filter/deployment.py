@@ -1,4 +1,4 @@
-"""Filters that say what a deployment is made of: identities, names, addresses and URLs.
+"""Filters that say what a deployment is made of: identities, names, addresses, URLs and lists.
 
 Hosts need to know of each other, and find it in each other's variables. A role's defaults are no
 variables of a host, hence they stand here again.
@@ -10,7 +10,7 @@ import datetime
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -99,6 +99,25 @@ def list_clients(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> list[dict
 def list_addresses(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> list[str]:
     """Return where each of these hosts is found: its ansible_host, or its name."""
     return [_Host(host, hostvars).address for host in hosts]
+
+
+def as_list(given: Any, elements: str = "str") -> list[Any]:
+    """Return a list as it is, and text as the parts between its commas, as Ansible's modules do.
+
+    ``elements`` is "int" where they are numbers. Raises AnsibleFilterError where they are none.
+    """
+    if isinstance(given, str):
+        parts = [part.strip() for part in given.split(",")] if given.strip() else []
+    elif isinstance(given, Sequence | set | KeysView):
+        parts = list(given)
+    else:
+        parts = [given]
+    if elements != "int":
+        return parts
+    try:
+        return [int(part) for part in parts]
+    except (TypeError, ValueError) as error:
+        raise AnsibleFilterError(f"'{given}' is no list of whole numbers") from error
 
 
 def list_networks(hosts: Iterable[str]) -> list[str]:
@@ -213,12 +232,12 @@ class _Host:
 
     def read_list(self, setting: str, default: Any = None) -> list[Any]:
         value = self.read(setting, default)
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        if isinstance(value, Mapping):
             raise AnsibleFilterError(
                 f"{setting} of {self.name} is {value!r}, which is no list; write it as one, such "
                 f"as [a, b]."
             )
-        return list(value)
+        return as_list(value)
 
     def lacks(self, settings: Iterable[str]) -> bool:
         try:
@@ -523,6 +542,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
         return {
+            "as_list": as_list,
             "find_faults": find_faults,
             "find_local_address": find_local_address,
             "find_own_faults": find_own_faults,

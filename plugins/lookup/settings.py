@@ -2,7 +2,7 @@
 
 A ``default()`` gives way to any variable that is set, and takes the place of one whose expression
 can't be evaluated as well: of one that is made of facts which were not gathered, or has a spelling
-mistake. So preflight asks for all of them first.
+mistake. And ``int`` makes a 0 of what is no number. So preflight asks for all of them first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from ansible.errors import AnsibleUndefinedVariable
+from ansible.module_utils.common.parameters import DEFAULT_TYPE_VALIDATORS
 from ansible.plugins.lookup import LookupBase
 
 _ROLES = Path(__file__).parents[2] / "roles"
@@ -23,6 +24,13 @@ _SHARED: Mapping[str, Any] = {
     "sealrelay_crl_expired": "accept",
     "sealrelay_trust_domain": "sealrelay.internal",
 }
+_WORDS = {
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "list": "a list; as text, its parts have commas between them",
+}
+_TRUTHS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0", "1.0", "0.0"})
 
 
 @lru_cache
@@ -33,6 +41,19 @@ def read_defaults() -> dict[str, Any]:
         if path.parts[-3] not in _LATER:
             defaults |= yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
     return defaults
+
+
+@lru_cache
+def read_types() -> dict[str, tuple[str, str]]:
+    """Return type and elements of the variables that are no text, as the specifications say."""
+    types = {}
+    for path in _ROLES.glob("*/meta/argument_specs.yml"):
+        specs = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["argument_specs"]
+        for spec in specs.values():
+            for name, option in spec.get("options", {}).items():
+                if option["type"] in _WORDS:
+                    types[name] = option["type"], option.get("elements", "str")
+    return types
 
 
 class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible comes without types
@@ -59,8 +80,28 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible comes without t
                     f"{_describe_error(name, error)}; set it to one, or to an expression of "
                     f"variables and facts that exist."
                 )
+            else:
+                fault = _find_type_fault(name, value, given["inventory_hostname"])
             found.append({"name": name, "value": value, "fault": fault})
         return found
+
+
+def _find_type_fault(name: str, value: Any, host: str) -> str:
+    """Say of which type a variable has to be; text will do where it can be read as one."""
+    if name not in read_types():
+        return ""
+    kind, elements = read_types()[name]
+    try:
+        checked = DEFAULT_TYPE_VALIDATORS[kind](value)
+        if kind == "list":
+            for element in checked:
+                DEFAULT_TYPE_VALIDATORS[elements](element)
+    except (TypeError, ValueError):
+        return f"{name} of {host} is {value!r}, and has to be {_WORDS[kind]}."
+    # Before 2.19 the filter `bool` takes other abbreviations than these for no.
+    if kind == "bool" and str(value).lower() not in _TRUTHS:
+        return f"{name} of {host} is {value!r}, and has to be {_WORDS[kind]}."
+    return ""
 
 
 def _describe_error(name: str, error: Exception) -> str:

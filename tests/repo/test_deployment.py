@@ -264,8 +264,8 @@ _FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "client long": ({"client_names": ["a" * 64]}, "a name has 1 to 63 letters"),
     "clients": ({"client_names": ["a", "a"]}, "client/a would be 2 times in this deployment"),
     "no list": (
-        {"client_names": "client1"},
-        "client_names of node1 is 'client1', which is no list",
+        {"client_names": {"client1": None}},
+        "client_names of node1 is {'client1': None}, which is no list",
     ),
     "prefix": (
         {"server_name_prefix": "a:b"},

@@ -93,7 +93,7 @@ def list_stores():
 def list_authorities():
     """Return what is trusted here: {"ca": PEM text, "crl": PEM text}, each pair once."""
     found = []
-    for path in sorted(glob.glob("/etc/sealrelay/*/ca.pem") + glob.glob("/etc/sealrelay/*/*/ca.pem")):
+    for path in sorted(glob.glob("/etc/sealrelay/**/ca.pem", recursive=True)):
         texts = {"ca": read_text(path), "crl": read_text(path.replace("ca.pem", "crl.pem"))}
         if texts not in found:
             found.append(texts)
@@ -104,8 +104,8 @@ def read_text(path):
     """Return what is in a file, "" when it is not there."""
     try:
         # Whom the folder belongs to may have put a pipe there, on which root must not wait.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="ascii", errors="replace") as file:
-            return file.read()
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            return file.read().decode("ascii", "replace")
     except OSError:
         return ""
 

@@ -1,0 +1,113 @@
+"""Every option works as text: ``-e key=value`` is always text, and so is much of an INI inventory.
+
+Where a role uses an option that is no text, a filter says which type is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jinja2
+import pytest
+import yaml
+from jinja2 import nodes
+
+from tests.repo.conftest import REPOSITORY, ROLES, role_specs, tracked_files
+from tests.repo.test_variable_names import Anything, list_templates
+
+# The regular expressions in the templates have such.
+pytestmark = pytest.mark.filterwarnings("ignore:.*invalid escape sequence:DeprecationWarning")
+
+_KINDS = {"bool": "bool", "int": "int", "float": "float", "list": "as_list"}
+"""Type of an option → the filter that says so."""
+_FILES = tracked_files("playbooks/*.yml", "roles/*.yml")
+_TEMPLATES = tracked_files("roles/*/templates/*.j2")
+
+
+def _list_options() -> Iterator[tuple[str, str]]:
+    for role in ROLES:
+        for spec in role_specs(role).values():
+            for name, option in spec.get("options", {}).items():
+                # Nobody writes dictionaries as text.
+                if option["type"] in _KINDS and option.get("elements") != "dict":
+                    yield name, _KINDS[option["type"]]
+
+
+_OPTIONS = dict(_list_options())
+"""Name → the filter that its uses need."""
+
+
+def find_untyped(text: str) -> list[str]:
+    """The options that a template uses as whatever type they were given as."""
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - not rendered
+    environment.filters = environment.tests = Anything()
+    return list(_find(environment.parse(text), ""))
+
+
+def _find(node: nodes.Node, filter_around: str) -> Iterator[str]:
+    """The options below a node, which that filter gets, or none."""
+    name = _option_of(node)
+    if name and filter_around != _OPTIONS[name]:
+        yield name
+    around = ""
+    if isinstance(node, nodes.Filter):
+        around = filter_around if node.name == "default" else node.name
+        if node.name == "map" and node.args and isinstance(node.args[0], nodes.Const):
+            around = str(node.args[0].value)
+        attribute = _attribute_of(node)
+        if attribute and filter_around != _OPTIONS[attribute]:
+            yield attribute
+    for child in node.iter_child_nodes():
+        yield from _find(child, around)
+
+
+def _option_of(node: nodes.Node) -> str:
+    """The option that a node reads, of this host or of another."""
+    name = ""
+    if isinstance(node, nodes.Name) and node.ctx == "load":
+        name = node.name
+    elif isinstance(node, nodes.Getattr):
+        name = node.attr
+    return name if name in _OPTIONS else ""
+
+
+def _attribute_of(node: nodes.Filter) -> str:
+    """The option that ``map(attribute=...)`` reads of each host."""
+    for pair in node.kwargs:
+        if pair.key == "attribute" and isinstance(pair.value, nodes.Const):
+            return str(pair.value.value) if pair.value.value in _OPTIONS else ""
+    return ""
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_roles_and_playbooks_say_which_type_is_meant(path: Path) -> None:
+    if path.parent.name == "meta":
+        pytest.skip("it has the defaults once more")
+    texts = list_templates(yaml.safe_load(path.read_text()))
+    assert {text: found for text in texts if (found := find_untyped(text))} == {}
+
+
+@pytest.mark.parametrize("path", _TEMPLATES, ids=lambda path: path.name)
+def test_templates_say_which_type_is_meant(path: Path) -> None:
+    assert find_untyped(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("{{ coordinator_backlog }}", ["coordinator_backlog"]),
+        ("{{ coordinator_backlog | int > 5 }}", []),
+        ("{{ coordinator_backlog | default(5) | int }}", []),
+        ("{{ coordinator_backlog | int | default(coordinator_lanes) }}", ["coordinator_lanes"]),
+        ("{{ server_ports | map('string') }}", ["server_ports"]),
+        ("{{ server_ports | as_list('int') | map('string') }}", []),
+        ("{{ hostvars[host].server_ports | default([]) }}", ["server_ports"]),
+        ("{{ hosts | map(attribute='client_names', default=[]) | flatten }}", ["client_names"]),
+        ("{{ hosts | map(attribute='client_names') | map('as_list') | flatten }}", []),
+        ("{% if server_log_payloads %}yes{% endif %}", ["server_log_payloads"]),
+        ("{% if server_log_payloads | bool %}yes{% endif %}", []),
+    ],
+)
+def test_the_search_finds_untyped_uses(text: str, found: list[str]) -> None:
+    assert find_untyped(text) == found
