@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sealrelay.config import ClientSettings, load_keyring, load_tls
 from sealrelay.reload import LOOK_EVERY, Reloadable, stamp_files
-from sealrelay.tls import TlsSet
+from sealrelay.tls import TlsSet, send_close_notify
 
 _LOOKS = 4
 """Times to look at replaced files before giving up: two have to agree."""
@@ -40,6 +40,11 @@ class DeadlineSocket(ssl.SSLSocket):
             raise TimeoutError
         self.settimeout(left)
         return super().recv_into(*arguments, **options)
+
+    def _real_close(self) -> None:
+        # Python's own hook: ``close`` may come while an answer is still being read.
+        send_close_notify(self)
+        super()._real_close()  # type: ignore[misc] # the hints lack it
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ It holds no payload key and cannot read what it carries.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -75,6 +76,7 @@ def create_app(settings: CoordinatorSettings, started: float, credentials: Crede
     relay = make_relay(settings, started, credentials)
     credentials.when_changed(relay.renew_connections)
     relay.start()
+    atexit.register(relay.close)
     app = make_app(__name__, settings, started, credentials)
     page = StatusPage(app, settings.trust_domain)
     page.start()

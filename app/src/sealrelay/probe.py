@@ -19,7 +19,7 @@ from sealrelay.config import (
 from sealrelay.errors import Outdated, Unreachable
 from sealrelay.identity import IdentityRefused
 from sealrelay.reload import fingerprint, stamp_files
-from sealrelay.tls import TlsRefused, TlsSet, describe_tls_error
+from sealrelay.tls import TlsRefused, TlsSet, describe_tls_error, send_close_notify
 from sealrelay.wire import read_reason
 
 _ANSWER_TIMEOUT = 5.0
@@ -124,6 +124,8 @@ def _ask(settings: ServiceSettings) -> Health:
             raise http.client.HTTPException(f"answered {response.status}{read_reason(body)}")
         return msgspec.json.decode(body, type=Health)
     finally:
+        if connection.sock is not None:
+            send_close_notify(connection.sock)
         connection.close()
 
 

@@ -21,7 +21,7 @@ from sealrelay.dispatch.observer import Report, ServerReport
 from sealrelay.figures import Scrape, read_scrape
 from sealrelay.identity import Identity, IdentityRefused, Role
 from sealrelay.reload import Reloadable
-from sealrelay.tls import describe_tls_error
+from sealrelay.tls import describe_tls_error, send_close_notify
 
 _TIMEOUT = 3.0
 """Seconds for one part of the deployment to connect, and to answer each question."""
@@ -132,6 +132,8 @@ class Watch:
         except (msgspec.MsgspecError, ValueError, KeyError):
             return _Answer(url, failure="answered in an unknown form")
         finally:
+            if connection.sock is not None:
+                send_close_notify(connection.sock)
             connection.close()
 
     def _describe_coordinator(self, answer: _Answer) -> Row:

@@ -11,7 +11,7 @@ import os
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -199,6 +199,19 @@ def peer_certificate(sock: ssl.SSLSocket) -> bytes:
     if der is None:
         raise IdentityRefused("the peer showed no certificate")
     return der
+
+
+def send_close_notify(sock: ssl.SSLSocket) -> None:
+    """Say that nothing more comes (RFC 8446 §6.1), if that takes no waiting. Close it afterwards.
+
+    So the peer knows an end that was meant from a connection that somebody cut. Its own
+    close_notify is not waited for.
+    """
+    # ValueError: it is closed. OSError: no handshake was done, or the peer has left or takes no
+    # more; or all is well, and OpenSSL has looked for the peer's close_notify in vain.
+    with suppress(OSError, ValueError):
+        sock.settimeout(0.0)
+        sock.unwrap()
 
 
 def describe_tls_error(error: ssl.SSLError) -> str:

@@ -54,7 +54,7 @@ from sealrelay.errors import Unreachable
 from sealrelay.identity import Endpoint, Identity, IdentityRefused, identify_certificate
 from sealrelay.journal import gather_lines
 from sealrelay.probe import probe_service
-from sealrelay.tls import describe_tls_error, peer_certificate
+from sealrelay.tls import describe_tls_error, peer_certificate, send_close_notify
 from sealrelay.trust import Leaf, read_leaf
 
 _log = logging.getLogger("sealrelay.tls")
@@ -86,6 +86,8 @@ _LOOKS = 1_000
 """Connections that are looked at in one."""
 _PIECES = 8
 """Pieces at most: where members' work never ends, what is done for others must not wait for it."""
+_LAST_WORD = 1.0
+"""Seconds for a peer to read the last that it is told, while it still sends."""
 _SHORT_OF_BUFFERS = 0.1
 """Seconds before a hello is looked at again that the kernel did not count to its end."""
 _ESTABLISHED = b"\x01"
@@ -141,6 +143,8 @@ class _Connection(SSLSocket):
     _pauses = 0
     _has_begun = False
     _unread = b""
+    is_established = False
+    """Whether the handshake is done, and the connection not closed since."""
     credentials: Credentials
     _found_good = -1
     """The credentials' generation when the peer's leaf was judged last."""
@@ -209,6 +213,17 @@ class _Connection(SSLSocket):
         sent = self.send(data, flags)
         if sent < len(data):
             super().sendall(memoryview(data)[sent:], flags)
+
+    def close(self) -> None:
+        """Close the connection in stages (RFC 9112 §9.6), so that the last answer gets read."""
+        if self.is_established:
+            self.is_established = False
+            send_close_notify(self)
+            with contextlib.suppress(OSError):
+                self.shutdown(socket.SHUT_WR)
+                if super().recv(RECORD):  # raises if nothing has come
+                    _await_end(self)
+        super().close()
 
     def begin_pause(self) -> None:
         """There is no request to be answered; the next one is read from now on."""
@@ -404,16 +419,21 @@ class RelayWorker(GeventWorker):
         connection = self._receive(client, addr[0])
         if connection is None:
             return
+        try:
+            self._admit(connection, addr)
+        finally:
+            connection.close()
+
+    def _admit(self, connection: _Connection, addr: Any) -> None:
         peer = _name_member(connection, addr[0])
-        if self._make_room_for_member(peer):
-            self._members.add(peer, connection)
-            try:
-                self._serve(connection, addr)
-            finally:
-                self._members.discard(connection)
-        else:
+        if not self._make_room_for_member(peer):
             self._refuse(addr[0], "crowded", f"no place for another connection of {peer}")
-        connection.close()
+            return
+        self._members.add(peer, connection)
+        try:
+            self._serve(connection, addr)
+        finally:
+            self._members.discard(connection)
 
     def _serve(self, connection: _Connection, addr: Any) -> None:
         def await_request() -> bytes:
@@ -471,7 +491,7 @@ class RelayWorker(GeventWorker):
             return connection
         except ssl.SSLError as error:
             self._refuse(address, "tls", describe_tls_error(error))
-            _let_read_alert(connection or client)
+            _await_end_of_refused(connection or client)
         except OSError as error:
             self._refuse(address, "lost", error.strerror or str(error))
         except _Ended as end:
@@ -496,6 +516,7 @@ class RelayWorker(GeventWorker):
                 self._turnstile.wait_for_turn(name, goes_on=0 < steps <= _STEPS)
             else:
                 connection.settimeout(None)
+                connection.is_established = True
                 return
 
     def _make_room_for_stranger(self, name: str) -> None:
@@ -644,14 +665,22 @@ def await_hello(client: Any) -> None:
             gevent.sleep(_SHORT_OF_BUFFERS)
 
 
-def _let_read_alert(client: Any) -> None:
-    """Let a refused peer read why: closing with unread data would reset the connection."""
+def _await_end_of_refused(client: Any) -> None:
+    """Let a peer read TLS's alert."""
     with contextlib.suppress(OSError, _Ended):
-        client.settimeout(None)  # in a handshake it doesn't wait
         client.shutdown(socket.SHUT_WR)
-        with gevent.Timeout(1.0, TimeoutError()):
-            while client.recv(4096):
-                pass
+        _await_end(client)
+
+
+def _await_end(client: Any) -> None:
+    """Wait until the peer has closed the connection too, but not for long. Raises OSError.
+
+    So it reads what it was told last: closing with unread data would reset the connection.
+    """
+    client.settimeout(None)
+    with gevent.Timeout(_LAST_WORD, TimeoutError()):
+        while client.recv(RECORD):
+            pass
 
 
 def _say_too_slow(connection: _Connection) -> None:

@@ -17,7 +17,7 @@ from sealrelay.config import ServerAddress, split_url
 from sealrelay.credentials import Credentials
 from sealrelay.dispatch.decisions import Message
 from sealrelay.identity import Identity, IdentityRefused, LeafRefused, identify_certificate
-from sealrelay.tls import describe_tls_error, peer_certificate
+from sealrelay.tls import describe_tls_error, peer_certificate, send_close_notify
 from sealrelay.trust import Leaf, read_leaf
 from sealrelay.wire import (
     BatchAnswer,
@@ -115,6 +115,7 @@ class ServerConnection:
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         if self._sock is not None:
+            send_close_notify(self._sock)
             self._sock.close()
             self._sock = None
 

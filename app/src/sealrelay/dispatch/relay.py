@@ -78,6 +78,11 @@ class Relay:
         for connection in self._connections:
             connection.renew()
 
+    def close(self) -> None:
+        """Close the connections to servers, at the end of the process."""
+        for connection in self._connections:
+            connection.close()
+
     def deliver(self, message: Message) -> Outcome:
         """Get a message stored; returns what a server said of it.
 
