@@ -216,7 +216,8 @@ def send_close_notify(sock: ssl.SSLSocket) -> None:
 
 def describe_tls_error(error: ssl.SSLError) -> str:
     """An SSL error in words: OpenSSL's reason, and what it found wrong with the certificate."""
-    if isinstance(error, ssl.SSLEOFError):
+    # Which of them it is depends on Python's release.
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return "closed during the handshake"
     reason = (error.reason or "TLS error").replace("_", " ").lower()
     detail = getattr(error, "verify_message", "")
