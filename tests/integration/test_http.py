@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import time
 from pathlib import Path
 
@@ -37,7 +38,9 @@ class Peer:
 
     def __init__(self, service: Service, folder: Path) -> None:
         plain = socket.create_connection(("127.0.0.1", service.port), PATIENCE)
-        self.tls = make_context(folder).wrap_socket(
+        context = make_context(folder)
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # which older Pythons set
+        self.tls = context.wrap_socket(
             plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False
         )
 
@@ -156,3 +159,146 @@ def test_sealrelays_own_callers_say_that_they_end_a_connection(
         assert_caller_says_its_end(behind)
 
 
+# --- the Host field
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"",
+        b"Host:\r\n",
+        b"Host: \r\n",
+        b"Host: a b\r\n",
+        b"Host: a/b\r\n",
+        b"Host: user@a\r\n",
+        b"Host: a:b\r\n",
+        b"Host: a:1:2\r\n",
+        b"Host: :8000\r\n",
+        b"Host: ::1\r\n",
+        b"Host: [::1\r\n",
+        b"Host: [1::2::3]:8000\r\n",
+        b"Host: %zz\r\n",
+        b"Host: \xe4\r\n",
+        b"Host: a\r\nHost: a\r\n",
+        b"Host: a\r\nhost: b\r\n",
+    ],
+)
+def test_request_without_one_good_host_is_refused(peer: Peer, path: bytes, fields: bytes) -> None:
+    """RFC 9112 §3.2. Both where a message goes, and elsewhere."""
+    peer.say(b"POST %s HTTP/1.1\r\n%s%sContent-Length: 2\r\n\r\n{}" % (path, fields, JSON))
+    assert peer.hear() == [400]
+
+
+@pytest.mark.parametrize("fields", [b"", b"Host: a b\r\n", b"Host: a\r\nHost: a\r\n"])
+def test_host_is_asked_for_at_every_path(peer: Peer, fields: bytes) -> None:
+    peer.say(b"GET /healthz HTTP/1.1\r\n%s\r\n" % fields)
+    assert peer.hear() == [400]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Host: a\r\n",
+        b"host: a.example:8000\r\n",
+        b"Host: 127.0.0.1:\r\n",
+        b"Host: [::1]:8000\r\n",
+        b"Host: a_b~%41\r\n",
+    ],
+)
+def test_good_host_is_taken(peer: Peer, path: bytes, fields: bytes) -> None:
+    end = b"GET /nothing HTTP/1.1\r\n%sConnection: close\r\n\r\n" % fields
+    peer.say(b"POST %s HTTP/1.1\r\n%s%sContent-Length: 2\r\n\r\n{}" % (path, fields, JSON), end)
+    # `{}` is no message
+    assert peer.hear() == [400, 404]
+
+
+def test_http_1_0_needs_no_host(peer: Peer) -> None:
+    peer.say(b"GET /nothing HTTP/1.0\r\n\r\n")
+    with peer.tls:
+        assert peer.tls.recv(12) == b"HTTP/1.0 404"
+
+
+# --- one answer to one request
+
+
+def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + end
+
+
+NEXT = b"GET /next HTTP/1.1\r\n%s\r\n" % HOST
+"""What must not be answered while it is part of a body, and must be after one."""
+SIZED = b"Content-Length: %d\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+BAD_CHUNKS = [
+    pytest.param(b"zz\r\n" + NEXT, id="no size"),
+    pytest.param(b"5\r\nhello, world\r\n" + NEXT, id="longer than its size"),
+    pytest.param(b"5;\x00\r\nhello\r\n0\r\n\r\n" + NEXT, id="bad extension"),
+    pytest.param(b"0\r\nbad trailer\r\n\r\n" + NEXT, id="bad trailer"),
+    pytest.param(b"0\r\nHost: a\r\n\r\n" + NEXT, id="forbidden trailer"),
+    pytest.param(b"5\nhello\n0\n\n" + NEXT, id="bare LF"),
+]
+REFUSED = [
+    pytest.param(b"POST /nothing", b"", 404, id="no such path"),
+    pytest.param(b"GET /healthz", b"", None, id="GET"),
+    pytest.param(b"PUT /api/data", b"", 404, id="no such method"),
+    pytest.param(b"POST /api/data", b"", None, id="message"),
+    pytest.param(b"POST /metrics", JSON, 404, id="POST of what is only got"),
+]
+_LARGE = b"x" * 300_000
+
+
+@pytest.mark.parametrize("body", BAD_CHUNKS)
+@pytest.mark.parametrize(("line", "fields", "status"), REFUSED)
+def test_bad_body_gets_one_answer_and_ends_the_connection(
+    peer: Peer, line: bytes, fields: bytes, status: int | None, body: bytes
+) -> None:
+    peer.say(b"%s HTTP/1.1\r\n%s%s%s\r\n" % (line, HOST, fields, CHUNKED), body)
+    (answered,) = peer.hear()
+    assert status in (None, answered)
+
+
+@pytest.mark.parametrize("said", [NEXT, _LARGE + NEXT, NEXT * 1000], ids=["short", "long", "many"])
+@pytest.mark.parametrize("framed", [SIZED, CHUNKED], ids=["sized", "chunked"])
+@pytest.mark.parametrize(("line", "fields", "status"), REFUSED)
+def test_body_that_nobody_wants_is_not_taken_for_requests(
+    peer: Peer, line: bytes, fields: bytes, status: int | None, framed: bytes, said: bytes
+) -> None:
+    body = chunked(said) if framed is CHUNKED else said
+    framing = framed if framed is CHUNKED else framed % len(said)
+    head = b"%s HTTP/1.1\r\n%s%s%s\r\n" % (line, HOST, fields, framing)
+    last = b"GET /last HTTP/1.1\r\n%sConnection: close\r\n\r\n" % HOST
+    peer.say(head, body, last)
+    answered = peer.hear()
+    assert len(answered) == 2
+    assert answered[1] == 404
+    assert status in (None, answered[0])
+
+
+@pytest.mark.parametrize("line", [b"POST /nothing", b"POST /api/data", b"POST /api/batch"])
+def test_body_beyond_all_bounds_gets_one_answer(peer: Peer, line: bytes) -> None:
+    peer.say(b"%s HTTP/1.1\r\n%s%s%s\r\n" % (line, HOST, JSON, SIZED % (1 << 40)))
+    # Not more than is still read of it, or the answer might be lost.
+    peer.say(*[b"x" * 65536] * 129)
+    assert len(peer.hear()) == 1
+
+
+def test_body_that_does_not_come_gets_one_answer(deployment: Deployment) -> None:
+    """gunicorn would read it after the answer, and find a request's head that is late."""
+    service = deployment.coordinator
+    lines = (b"POST /nothing", b"GET /healthz", b"POST /api/data")
+    peers = [Peer(service, good_leaf(deployment, service)) for _ in lines]
+    for peer, line in zip(peers, lines, strict=True):
+        peer.say(b"%s HTTP/1.1\r\n%s%s%s\r\nabc" % (line, HOST, JSON, SIZED % 100))
+    for peer in peers:
+        assert len(peer.hear()) == 1
+
+
+def test_answer_is_read_by_who_still_sends(deployment: Deployment, service: Service) -> None:
+    """Closing with unread data resets the connection, and the answer is lost with it."""
+    for _ in range(10):
+        peer = Peer(service, good_leaf(deployment, service))
+        peer.say(b"nonsense\r\n\r\n")
+        for _ in range(5):
+            peer.say(b"x" * 1000)
+            time.sleep(0.002)
+        assert peer.hear() == [400]

@@ -63,6 +63,9 @@ def test_what_members_send_is_plain(head: bytes) -> None:
         LANE.replace(b"Content-Length: 4", b"Content-Length: 4\r\n folded: yes"),
         LANE.replace(b"Host: 127.0.0.1:5001\r\n", b""),
         LANE.replace(b"Host: 127", b"Host : 127"),
+        LANE.replace(b"Host: 127.0.0.1:5001", b"Host:"),
+        LANE.replace(b"Host: 127.0.0.1:5001", b"Host: a b"),
+        LANE.replace(b"Host: 127.0.0.1:5001", b"Host: a\r\nHost: a"),
         LANE.replace(b"application/json", b"application/json\x00"),
         LANE.replace(b"application/json", b"x" * 8192),
     ],
@@ -191,11 +194,51 @@ def test_connection_ends_where_the_application_says_so() -> None:
     assert wire.answered.count(b"Connection: close") == 1
 
 
-def test_connection_ends_where_a_body_was_not_read() -> None:
-    def ignore(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        start_response("500 Internal Server Error", [("Content-Length", "0")])
-        return [b""]
+def ignore(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("500 Internal Server Error", [("Content-Length", "0")])
+    return [b""]
 
+
+def test_body_that_the_application_leaves_is_read_before_the_next_request() -> None:
+    wire = Wire(LANE + b"o", b"ne1" + LANE + b"two2")
+    assert quick.serve(wire, wire.recv, ignore, PATHS, lambda: False) is None
+    assert wire.answered.count(b"HTTP/1.1 500") == 2
+    assert b"Connection: close" not in wire.answered
+
+
+def test_connection_ends_where_the_end_of_a_body_is_not_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quick, "_REST_LIMIT", 3)
     wire = Wire(LANE + b"one1" + LANE + b"two2")
     assert quick.serve(wire, wire.recv, ignore, PATHS, lambda: False) is None
     assert wire.answered.count(b"HTTP/1.1") == 1
+    assert wire.answered.count(b"Connection: close") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "good"),
+    [
+        ("localhost", True),
+        ("127.0.0.1:5001", True),
+        ("a_b~%41.example:", True),
+        ("[2001:db8::1]:8000", True),
+        ("[::ffff:192.0.2.1]", True),
+        ("", False),
+        (":8000", False),
+        ("a:b", False),
+        ("a:1:2", False),
+        ("user@a", False),
+        ("a/b", False),
+        ("a b", False),
+        ("%4", False),
+        ("::1", False),
+        ("[::1", False),
+        ("[1::2::3]", False),
+        ("[fe80::1%eth0]", False),
+        ("a\n", False),
+        ("\xe4", False),
+    ],
+)
+def test_host_is_a_name_or_an_address_and_perhaps_a_port(value: str, *, good: bool) -> None:
+    assert quick.is_host(value) is good

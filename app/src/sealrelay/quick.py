@@ -9,12 +9,16 @@ compare both.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
+
+import gevent
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -36,9 +40,19 @@ _KEPT = {
     "CLIENT-CERT": "HTTP_CLIENT_CERT",
 }
 """The fields that the endpoints look at, and their names in WSGI."""
-_HARMLESS = {"HOST", "USER-AGENT", "ACCEPT", "ACCEPT-ENCODING", "VIA", "X-FORWARDED-FOR"}
-_CLOSE = ("Connection", "close")
+_HARMLESS = {"USER-AGENT", "ACCEPT", "ACCEPT-ENCODING", "VIA", "X-FORWARDED-FOR"}
+CLOSE = ("Connection", "close")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
+# Host: an IPv6 address in brackets, or a name or IPv4 address; and perhaps a port
+_HOST = re.compile(
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?",
+    re.ASCII,
+)
+BODY_DEADLINE = 20.0
+"""Seconds for a body to arrive: who vanishes in the middle of one must not hold on to a place."""
+_REST_LIMIT = 8 * 1024 * 1024
+"""Bytes of a refused body that are read all the same, so that its sender gets to see the refusal:
+closing with unread data resets the connection, and a reset can overtake the answer."""
 
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
@@ -50,6 +64,12 @@ class Stream(Protocol):
 
     def recv(self, size: int, /) -> bytes: ...
     def sendall(self, data: bytes, /) -> None: ...
+
+
+class Readable(Protocol):
+    """The body of a request: ``read`` brings nothing at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class Head:
@@ -79,6 +99,7 @@ def _read_whole_head(data: bytes) -> Head | None:
         return None
     kept: dict[str, str] = {}
     seen: set[str] = set()
+    host = ""
     for line in match["fields"].decode("ascii").split("\r\n")[:-1]:
         name, _, value = line.partition(":")
         name, value = name.upper(), value.strip(" ")
@@ -87,15 +108,33 @@ def _read_whole_head(data: bytes) -> Head | None:
         seen.add(name)
         if name in _KEPT:
             kept[_KEPT[name]] = value
+        elif name == "HOST":
+            host = value
         elif name == "CONNECTION":
             if value.lower() != "keep-alive":
                 return None
         elif name not in _HARMLESS:
             return None
     stated = kept.get("CONTENT_LENGTH", "")
-    if "HOST" not in seen or not _LENGTH.fullmatch(stated):
+    if not is_host(host) or not _LENGTH.fullmatch(stated):
         return None
     return Head(match["path"].decode("ascii"), kept, int(stated), len(data))
+
+
+def is_host(value: str) -> bool:
+    """Whether ``value`` is what a Host field may say (RFC 9110 §7.2, RFC 3986 §3.2.2).
+
+    Not nothing: an https URI without a host is none (RFC 9110 §4.2.2).
+    """
+    match = _HOST.fullmatch(value)
+    if match is None:
+        return False
+    if match["ipv6"] is not None:
+        try:
+            ipaddress.IPv6Address(match["ipv6"])
+        except ValueError:
+            return False
+    return True
 
 
 class Body:
@@ -130,6 +169,23 @@ class Body:
     def beyond(self) -> bytes:
         """What has come after the body."""
         return self._arrived
+
+
+def read_rest(body: Readable) -> bool:
+    """Read what nobody has read of a request's body, within bounds; whether its end was found.
+
+    Where it was not, the connection has to end with the answer: what comes next on it may be a part
+    of the body.
+    """
+    left = _REST_LIMIT
+    # gunicorn has an exception for each thing that can be wrong with a chunk
+    with suppress(Exception), gevent.Timeout(BODY_DEADLINE, TimeoutError()):
+        while left > 0:
+            chunk = body.read(min(left, 65536))
+            if not chunk:
+                return True
+            left -= len(chunk)
+    return False
 
 
 class _Dates:
@@ -189,7 +245,7 @@ def _answer(
 ) -> bool:
     """Have one request answered. Whether the answer says that it is the last.
 
-    It is where the application has left a part of the body: the next request would be beyond that.
+    It is where the body's end was not found: the next request would be beyond that.
     """
     begun: list[Any] = []
 
@@ -201,7 +257,9 @@ def _answer(
 
     chunks: Iterable[bytes] = application(environ, start_response)
     status, fields = begun
-    closes = _CLOSE in fields
+    closes = CLOSE in fields
+    if body.left and not closes:
+        read_rest(body)
     last = last or body.left > 0
     lines = [f"{name}: {value}\r\n" for name, value in fields]
     if last and not closes:

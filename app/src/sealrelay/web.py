@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -34,12 +33,6 @@ if TYPE_CHECKING:
 
 _access_log = logging.getLogger("sealrelay.access")
 _log = logging.getLogger("sealrelay.web")
-_DRAIN_LIMIT = 8 * 1024 * 1024
-"""Bytes of a refused body that are read all the same, so that its sender gets to see the refusal:
-closing with unread data resets the connection, and a reset can overtake the answer."""
-
-_BODY_DEADLINE = 20.0
-"""Seconds for a body to arrive: who vanishes in the middle of one must not hold on to a place."""
 
 _TOLD_OTHERWISE = frozenset(
     {"/healthz", "/metrics", "/status", "/api/status", "/api/data", "/api/batch"}
@@ -152,8 +145,6 @@ def add_message_endpoint(
             _check_role(peer, endpoint, settings.trust_domain)
             reply = answer(peer, environ)
         except Problem as problem:
-            if problem.status != 408:
-                _read_rest(environ)
             reply = problem.reply()
         except Exception:  # noqa: BLE001 - logged, and told without what it says
             reply = _unexpected(own_path)
@@ -257,20 +248,9 @@ def _log_access(peer: Identity | None, method: str, path: str, status: int, bega
     )
 
 
-def _read_rest(environ: WSGIEnvironment) -> None:
-    """Read what is left of the body of a refused request, within bounds.
-
-    Where that fails, the connection ends after the answer: its reader knows what is left.
-    """
-    left = _DRAIN_LIMIT
-    with suppress(Exception), gevent.Timeout(_BODY_DEADLINE, TimeoutError()):
-        while left > 0 and (chunk := environ["wsgi.input"].read(min(left, 65536))):
-            left -= len(chunk)
-
-
 def _body_deadline() -> gevent.Timeout:
     return gevent.Timeout(
-        _BODY_DEADLINE,
+        quick.BODY_DEADLINE,
         # where the next request begins is unknown
         Problem(408, "too-slow", "The body did not arrive in time.", closes=True),
     )

@@ -32,6 +32,7 @@ from gevent.server import StreamServer
 from gevent.socket import wait, wait_read
 from gevent.ssl import SSLSocket
 from greenlet import greenlet
+from gunicorn.http.errors import InvalidHeader
 from gunicorn.workers.ggevent import GeventWorker
 
 from sealrelay import metrics, quick
@@ -145,6 +146,8 @@ class _Connection(SSLSocket):
     _unread = b""
     is_established = False
     """Whether the handshake is done, and the connection not closed since."""
+    request: Any
+    """gunicorn's, the last that it has read here."""
     credentials: Credentials
     _found_good = -1
     """The credentials' generation when the peer's leaf was judged last."""
@@ -449,7 +452,11 @@ class RelayWorker(GeventWorker):
         rest = None
         with contextlib.suppress(OSError):  # the peer has left
             rest = quick.serve(
-                connection, await_request, self.wsgi, self._message_paths, lambda: not self.alive
+                connection,
+                await_request,
+                self._application,
+                self._message_paths,
+                lambda: not self.alive,
             )
         if rest is not None:
             connection.unread(rest)
@@ -461,6 +468,35 @@ class RelayWorker(GeventWorker):
                 super().handle(connection, connection, addr)
             finally:
                 del self._served[current]
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        self._application = self.wsgi
+        self.wsgi = self._answer
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
+        """gunicorn's; what it raises is answered with 400, and the connection closed."""
+        hosts = [value for name, value in req.headers if name == "HOST"]
+        # RFC 9112 §3.2: from HTTP/1.1 on there has to be one. gunicorn sees that there aren't two.
+        if not all(map(quick.is_host, hosts)) or (not hosts and req.version >= (1, 1)):
+            raise InvalidHeader("HOST", req=req)
+        sock.request = req
+        return super().handle_request(listener_name, req, sock, addr)
+
+    def _answer(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        """The application, as gunicorn calls it: before the answer, the body is read to its end.
+
+        gunicorn would read what is left of it afterwards, and tell what is wrong with that in an
+        answer of its own, as if it were to another request.
+        """
+        connection: _Connection = environ["gunicorn.socket"]
+
+        def begin_answer(status: str, fields: Any, *error: Any) -> Any:
+            if quick.CLOSE in fields or not quick.read_rest(environ["wsgi.input"]):
+                connection.request.force_close()
+            return start_response(status, fields, *error)
+
+        return self._application(environ, begin_answer)
 
     def _publish_connections(self) -> None:
         metrics.CONNECTIONS.labels("handshake").set(len(self._strangers))
