@@ -237,6 +237,10 @@ def test_header_that_is_not_one_certificate_is_malformed(
         (good[:-40] + ":",),
         (":" + "A" * 400 + ":",),
         (":not base64!:",),
+        # What HAProxy, nginx and Caddy make of the certificate of a client that showed none: "::",
+        # nothing, and the placeholder itself.
+        (":{http.request.tls.client.certificate_der_base64}:",),
+        ("{http.request.tls.client.certificate_der_base64}",),
         (":\xe9\xe9:",),
         (f"{good}, {good}",),
         (good, good),
@@ -248,6 +252,22 @@ def test_header_that_is_not_one_certificate_is_malformed(
         answer = forward(deployment, proxy, token, *values)
         assert_problem(answer, 400, "malformed")
     assert forward(deployment, proxy, token, good).status == 200
+
+
+def test_header_plays_no_part_in_a_batch(deployment: Deployment) -> None:
+    """There the coordinator says itself whose each message is."""
+    token = seal(deployment).text
+    batch = {"messages": [{"client": "client1", "data": token}]}
+    other = forwarded(deployment.client_config("client2").parent)
+    for header in ("::", other):
+        answer = post_json(
+            deployment.servers[0],
+            deployment.coordinator.config.parent,
+            "/api/batch",
+            batch,
+            [("Client-Cert", header)],
+        )
+        assert [outcome["status"] for outcome in answer.json()["outcomes"]] == [200]
 
 
 # The other direction: whom clients and coordinators believe
