@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import struct
 from base64 import urlsafe_b64decode
@@ -79,6 +81,43 @@ def test_service_is_ready_for_systemd_when_it_answers(deployed: Deployment, tmp_
         assert service.workers
         assert struct.unpack("iII", credentials)[0] == min(service.processes), "the master"
         assert service.probe().code == 0
+
+
+def test_master_that_stands_still_gives_no_sign_of_life(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """Nobody does it in its place, and systemd would believe nobody else."""
+    service = deployment.servers[0]
+    service.stop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(PATIENCE)
+        address = str(tmp_path / "notify")
+        systemd.bind(address)
+        folder = str(service.config.parent)
+        service.start(
+            env={
+                **os.environ,
+                "RUNTIME_DIRECTORY": folder,
+                "NOTIFY_SOCKET": address,
+                "WATCHDOG_USEC": "30000000",
+            }
+        )
+        said = {systemd.recv(100) for _ in range(4)}
+        assert said == {b"READY=1", b"WATCHDOG=1"}
+        master = min(service.processes)
+        os.kill(master, signal.SIGSTOP)
+        try:
+            systemd.settimeout(3)
+            with contextlib.suppress(TimeoutError):
+                # one that was on its way, and no more
+                assert systemd.recv(100) == b"WATCHDOG=1"
+                pytest.fail(f"said while it stood still: {systemd.recv(100)!r}")
+            assert service.probe().code == 0, "its worker goes on"
+        finally:
+            os.kill(master, signal.SIGCONT)
+        assert systemd.recv(100) == b"WATCHDOG=1"
+    service.stop()
+    service.start()
 
 
 def test_probe_of_a_client_is_refused(deployed: Deployment) -> None:

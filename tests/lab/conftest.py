@@ -28,6 +28,7 @@ _DISRUPTIVE = (
     "test_operations.py",
     "test_restart.py",
     "test_status.py",
+    "test_watchdog.py",
     "stage_update.py",
 )
 _WHY_SKIPPED = "SEALRELAY_LAB names no lab; start one with bin/lab, deploy to it, and set it"

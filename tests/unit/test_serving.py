@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,9 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
+from gunicorn.workers.workertmp import WorkerTmp
 
 from sealrelay import worker
 from sealrelay.errors import Unreachable
+from sealrelay.identity import Role
 from sealrelay.serving import _Master
 
 
@@ -61,6 +65,52 @@ def test_master_that_is_told_so_tells_systemd(systemd: socket.socket) -> None:
     master.log = logging.getLogger()
     master.handle_winch()
     assert systemd.recv(100) == b"READY=1"
+
+
+def give_sign_of_life(*ages: float) -> None:
+    """As a master does whose workers gave theirs so many seconds ago."""
+    master: Any = object.__new__(_Master)
+    master.log = logging.getLogger()
+    master.WORKERS = {}
+    with contextlib.ExitStack() as files:
+        for number, age in enumerate(ages):
+            file = files.enter_context(contextlib.closing(WorkerTmp(Config())))
+            os.utime(file.fileno(), (time.monotonic() - age,) * 2)
+            master.WORKERS[number] = SimpleNamespace(tmp=file)
+        master._give_sign_of_life()
+
+
+def heard(systemd: socket.socket) -> bytes:
+    try:
+        return systemd.recv(100)
+    except BlockingIOError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("ages", "alive"),
+    [((0,), True), ((31,), True), ((60,), False), ((60, 61), False), ((60, 0), True), ((), False)],
+)
+def test_master_says_that_it_lives_while_one_of_its_workers_does(
+    systemd: socket.socket, monkeypatch: pytest.MonkeyPatch, ages: tuple[int, ...], *, alive: bool
+) -> None:
+    give_sign_of_life(0)
+    assert heard(systemd) == b"", "there is no watchdog"
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    give_sign_of_life(*ages)
+    assert heard(systemd) == (b"WATCHDOG=1" if alive else b"")
+
+
+def test_worker_is_seen_alive_first_when_it_is_made(tmp_path: Path) -> None:
+    """gunicorn would wait for ever for one that hangs before its loop."""
+    settings = SimpleNamespace(
+        role=Role.SERVER,
+        max_connections=10,
+    )
+    application: Any = SimpleNamespace(settings=settings)
+    made = worker.RelayWorker(1, os.getpid(), [], application, 15, Config(), logging.getLogger())
+    with contextlib.closing(made.tmp) as file:
+        assert 0 <= time.monotonic() - file.last_update() < 10
 
 
 def test_worker_that_does_not_answer_tells_why_and_not_the_master(

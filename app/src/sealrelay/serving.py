@@ -32,6 +32,11 @@ _BACKLOG = 4096
 """Connections that may wait to be accepted; Linux grants no more by default."""
 _GRACE = 15
 """Seconds for requests under way when a server stops."""
+_WORKER_TIMEOUT = 30
+"""Seconds without a sign of life of a worker after which gunicorn's master ends it."""
+_NOBODY_LIVES = _WORKER_TIMEOUT + 15
+"""Seconds without one of any worker after which the master gives none itself. Until then it may
+still have them replaced, which takes less from the others than a restart of all."""
 
 
 def serve(settings: ServiceSettings, started: float) -> None:
@@ -72,7 +77,7 @@ class _Service(BaseApplication):
             "keepalive": math.ceil(KEEP_ALIVE),
             "backlog": _BACKLOG,
             "graceful_timeout": _grace(settings),
-            "timeout": 30,
+            "timeout": _WORKER_TIMEOUT,
             "control_socket_disable": True,
             "worker_exit": lambda _arbiter, _worker: metrics.publish(),
             "child_exit": lambda _arbiter, worker: forget_process(worker.pid),
@@ -116,6 +121,23 @@ class _Master(Arbiter):
         for the service; gunicorn itself has a use for this signal where it is a daemon."""
         assert self.log is not None
         sd_notify("READY=1", self.log)
+
+    def murder_workers(self) -> None:
+        """Called in each turn of the master's loop, which takes a second at most."""
+        super().murder_workers()
+        self._give_sign_of_life()
+
+    def _give_sign_of_life(self) -> None:
+        """Tell systemd's watchdog that the service lives (sd_watchdog_enabled(3), sd_notify(3)).
+
+        It does while this process looks after its workers, and at least one of these has been seen
+        alive: its event loop turns.
+        """
+        now = time.monotonic()
+        signs = [worker.tmp.last_update() for worker in self.WORKERS.values()]
+        if "WATCHDOG_USEC" in os.environ and any(now - sign < _NOBODY_LIVES for sign in signs):
+            assert self.log is not None
+            sd_notify("WATCHDOG=1", self.log)
 
     def spawn_worker(self) -> int:
         pid: int = super().spawn_worker()

@@ -328,6 +328,9 @@ class RelayWorker(GeventWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Its birth is its first sign of life. The time that the file has is another clock's, and
+        # one that never gets to its loop would count as alive for ever.
+        self.tmp.notify()
         service: Any = self.app
         self._settings: ServiceSettings = service.settings
         self._message_paths = frozenset(
