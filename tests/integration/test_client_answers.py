@@ -175,3 +175,18 @@ def test_keys_that_everybody_can_read_are_told(
     assert [record.message for record in caplog.records] == [
         f"every user of this machine can read {key}: run chmod o= on it"
     ]
+
+
+def test_a_try_that_the_deadline_cuts_short_hides_no_reason(
+    deployment: Deployment, relay_folder: Path
+) -> None:
+    answers = iter([lambda request: respond(request, b"ok")])
+
+    def answer(request: Request) -> None:
+        next(answers, lambda request: drip(request, b"HTTP/1.1 200 OK\r\n\r\n", b" "))(request)
+
+    with (
+        client_of(deployment, relay_folder, answer) as client,
+        pytest.raises(Unreachable, match=f"after 2 tries; the last: .*{_NOT_OURS}"),
+    ):
+        client.send("hello")

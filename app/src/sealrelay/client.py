@@ -152,6 +152,7 @@ class Client:
         deadline = began + self._settings.deadline
         pause = _PAUSE[0]
         tries = 0
+        last = ""
         while True:
             self._use_files()
             wait = 0.0
@@ -166,8 +167,10 @@ class Client:
                     last = str(error)
                 except _TryAgain as error:
                     wait = max(wait, error.wait)
-                    last = f"{url}: {error}"
-                    if time.monotonic() >= deadline:
+                    is_over = time.monotonic() >= deadline
+                    if not is_over or not last:  # the deadline may have cut this try short
+                        last = f"{url}: {error}"
+                    if is_over:
                         raise Unreachable(self._summary(last, tries)) from None
                 if len(self._urls) > 1 or not refused:
                     self._on_retry(f"try {tries}: {last}")
