@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,6 +152,48 @@ def test_reason_and_last_failure_outlive_what_came_between(
 
 
 @pytest.mark.usefixtures("folder")
+def test_changes_are_told_after_the_server_is_back(dispatch: Dispatch, observer: Observer) -> None:
+    attempt = send(dispatch, observer, "one")
+    dispatch.fail(attempt, 1.0, timed_out=True)
+    observer.failed(attempt, "no answer within 2.0 s", timed_out=True)
+    dispatch.eject("one", 2.0)
+    observer.probe_failed("one", "Connection refused")  # it was down before
+    for quick in (False, True):
+        dispatch.readmit("one", 3.0, quick=quick)
+        observer.readmitted("one")
+    servers = seen(observer)
+    assert [(one.was, one.state, one.reason) for one in servers["one"].changes] == [
+        (Health.HEALTHY, Health.DOWN, "no answer within 2.0 s"),
+        (Health.DOWN, Health.SLOW, "back, but slow to answer a probe"),
+        (Health.SLOW, Health.HEALTHY, ""),
+    ]
+    times = [one.at for one in servers["one"].changes]
+    assert times == sorted(times)
+    assert times[-1] == servers["one"].since
+    assert servers["two"].changes == []
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_more_changes_are_told_than_the_last_256_of_ten_minutes(
+    dispatch: Dispatch, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    for number in range(200):
+        dispatch.eject("one", 2.0)
+        observer.probe_failed("one", str(number))
+        dispatch.readmit("one", 3.0, quick=True)
+        observer.readmitted("one")
+    changes = seen(observer)["one"].changes
+    assert len(changes) == 256
+    assert [one.reason for one in changes[-2:]] == ["199", ""]
+    now += 599
+    assert seen(observer)["one"].changes == changes
+    now += 2
+    assert seen(observer)["one"].changes == []
+
+
+@pytest.mark.usefixtures("folder")
 def test_waiting_messages_are_reported(dispatch: Dispatch, observer: Observer) -> None:
     for number in range(3):
         dispatch.enqueue(Message(bytes([number]), "client1", "token", 100.0), 0.0)
@@ -202,6 +245,16 @@ def test_worst_state_of_all_workers_counts() -> None:
         assert (server.last_failure, server.last_failure_at) == ("new", 9.0)
     _, server = merged(healthy, slow)
     assert (server.state, server.reason) == (Health.SLOW, "overtaken by two")
+
+
+def test_changes_of_all_workers_are_told_in_the_order_of_time() -> None:
+    down, back = (
+        {"at": at, "was": was, "state": state, "reason": ""}
+        for at, was, state in ((1.0, "healthy", "down"), (3.0, "down", "healthy"))
+    )
+    one, two = report(changes=[down, back]), report(changes=[{**down, "at": 2.0}])
+    for order in ((one, two), (two, one)):
+        assert [change.at for change in merged(*order)[1].changes] == [1.0, 2.0, 3.0]
 
 
 def test_lanes_of_all_workers_are_added_up() -> None:

@@ -18,6 +18,23 @@ from sealrelay.wire import HealthAnswer
 
 _FIGURES = {Health.DOWN: 0, Health.SLOW: 1, Health.HEALTHY: 2}
 
+_KEPT = 256
+"""Changes of each server that a worker remembers: a minute of one that comes and goes with every
+probe."""
+
+_KEPT_FOR = 600.0
+"""Seconds, so that reports are short again once all is well."""
+
+
+class Change(msgspec.Struct):
+    """A worker thought otherwise of a server from a time on."""
+
+    at: float
+    was: Health
+    state: Health
+    reason: str
+    """Why it isn't healthy."""
+
 
 class ServerReport(msgspec.Struct):
     """One server as one worker sees it, or as all do. Times: seconds since the epoch."""
@@ -36,6 +53,9 @@ class ServerReport(msgspec.Struct):
     """Of the lanes, those with a batch that is not answered yet."""
     told: HealthAnswer | None = None
     """What it said of itself when it was last probed."""
+    changes: list[Change] = []
+    """Of the state, oldest first: those of the last ten minutes, and no more than 256 of a worker.
+    A log line may be dropped on its way to the journal; what stands here is not."""
 
 
 class Report(msgspec.Struct):
@@ -134,6 +154,8 @@ class Observer:
         report, state = self._servers[server], self._dispatch.health(server)
         if report.state is state:
             return False
+        report.changes.append(Change(now, report.state, state, reason))
+        del report.changes[:-_KEPT]
         report.state, report.reason, report.since = state, reason, now
         return True
 
@@ -142,8 +164,10 @@ class Observer:
         metrics.QUEUE_MESSAGES.set(self._dispatch.waiting)
         metrics.QUEUE_BYTES.set(self._dispatch.waiting_bytes)
         metrics.QUEUE_LIMIT.set(self._limit)
+        oldest = time.time() - _KEPT_FOR
         for server, report in self._servers.items():
             metrics.SERVER_HEALTH.labels(server).set(_FIGURES[report.state])
+            report.changes = [change for change in report.changes if change.at >= oldest]
             report.busy_lanes = report.lanes - self._dispatch.count_idle_lanes(server)
         self._report.waiting = self._dispatch.waiting
         encoded = msgspec.json.encode(self._report)
@@ -156,7 +180,8 @@ def merge_reports(reports: Iterable[bytes]) -> Report:
     """One picture of what the workers say; there must be one at least.
 
     Of each server the worst state that any of them sees, with its reason, since that worker sees
-    it; and the latest failure. A server that is down for one worker fails part of the messages.
+    it; the latest failure; and every change that any of them saw. A server that is down for one
+    worker fails part of the messages.
     """
     first, *others = (msgspec.json.decode(report, type=Report) for report in reports)
     for other in others:
@@ -173,5 +198,6 @@ def _merge_server(mine: ServerReport, theirs: ServerReport) -> None:
     mine.lanes += theirs.lanes
     mine.busy_lanes += theirs.busy_lanes
     mine.told = mine.told or theirs.told
+    mine.changes = sorted([*mine.changes, *theirs.changes], key=lambda change: change.at)
     if theirs.last_failure_at > mine.last_failure_at:
         mine.last_failure, mine.last_failure_at = theirs.last_failure, theirs.last_failure_at
