@@ -174,6 +174,17 @@ def test_messages_come_before_other_work_of_the_host(
         assert f"\n{line}\n" in service
 
 
+@pytest.mark.parametrize(("role", "template"), [unit for unit in UNITS if unit[0] != "firewall"])
+def test_journald_keeps_every_line_of_a_unit(tmp_path: Path, role: str, template: str) -> None:
+    unit = render(tmp_path, role, template)
+    service = unit.partition("[Service]")[2].partition("[Install]")[0]
+    limits = dict(re.findall(r"^LogRateLimit(\w+)=(.+)$", service, re.MULTILINE))
+    # 0 would be journald's own limit: systemd hands on no other interval than one above 0.
+    assert int(limits["IntervalSec"]) > 0
+    lines_a_second = int(limits["Burst"]) / int(limits["IntervalSec"])
+    assert lines_a_second >= 1_000_000, "far above what a service can write"
+
+
 def test_there_are_units() -> None:
     assert len(UNITS) >= 3
 
