@@ -207,6 +207,11 @@ def test_server_that_stops_shows_in_every_figure_about_it(deployed: Deployment) 
     wait_for(lambda: figures()("sealrelay_server_health", server=one.name), 2)
     assert (status()["state"], status()["reason"]) == ("healthy", "")
     assert status()["last_failure"] != ""
+    changes = status()["changes"]
+    assert isinstance(changes, list)
+    went = {"at": down_since, "was": "healthy", "state": "down", "reason": "Connection refused"}
+    assert went in changes
+    assert (changes[-1]["state"], changes[-1]["at"]) == ("healthy", status()["since"])
 
 
 def test_frozen_server_costs_hedges_and_an_ejection(deployed: Deployment) -> None:

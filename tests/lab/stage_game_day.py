@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from tests.support import broken
-from tests.support.node import REPOSITORY, SERVERS, Control, Node, Play, wait_for
+from tests.support.log_limits import lower_limits_of_units
+from tests.support.node import COORDINATOR, REPOSITORY, SERVERS, Control, Node, Play, wait_for
 
 _PLAYBOOK = "playbooks/game_day.yml"
 _ENGINES = "lib/python3*/site-packages/sealrelay/store/engines.py"
@@ -105,6 +106,19 @@ def assert_page_can_be_had_again(reports: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "report.html").read_text() == before
+
+
+def test_evidence_is_whole_where_journald_drops_lines(
+    node: Node, control: Control, reports: Path
+) -> None:
+    since = node.now()
+    with lower_limits_of_units(node):
+        play = hold(control, reports, "stop")
+    found = read_report(reports)["stop"]
+    assert_unharmed(found)
+    assert found["eject_ms"] is not None, play.out
+    assert found["readmit_ms"] is not None, play.out
+    assert "Suppressed" in node.journal(COORDINATOR, since=since)
 
 
 def test_store_that_does_not_sync_is_caught(node: Node, control: Control, reports: Path) -> None:

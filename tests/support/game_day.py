@@ -49,7 +49,8 @@ class Scene:
     ejected: float = 0.03
     readmitted: float = 0.4
     """From the restore."""
-    said: str = "failed: Connection refused"
+    found: tuple[str, str] = ("down", "Connection refused")
+    """State and reason with which it is ejected."""
     latency: Latency = field(default=lambda due, dice: calm(dice))
     cut: float | None = None
     """When the load ends, with what is under way."""
@@ -104,7 +105,7 @@ SCENES = (
         f"systemctl kill --signal=CONT {_UNIT}",
         {"worst_ms": 1000},
         ejected=0.071,
-        said="is slow: another one overtook it",
+        found=("slow", "overtaken by node1-5002"),
         latency=frozen,
     ),
     Scene(
@@ -116,7 +117,7 @@ SCENES = (
         {"worst_ms": 1000},
         ejected=0.064,
         readmitted=0.9,
-        said="is slow: another one overtook it",
+        found=("slow", "overtaken by node1-5002"),
         latency=bump(-0.02, 0.2, 130),
     ),
     Scene(
@@ -213,12 +214,12 @@ def write_evidence(folder: Path, scenes: tuple[Scene, ...] = SCENES, seed: int =
             "ended": acted + scene.lasts + scene.after,
             "history": f"{stem}.history.jsonl",
             "verdict": f"{stem}.verdict.json",
-            "journal": f"{stem}.journal.jsonl",
+            "reports": f"{stem}.reports.jsonl",
         }
         history = make_history(scene, acted, dice)
         write_lines(folder / fault["history"], history)
         (folder / fault["verdict"]).write_text(json.dumps(make_verdict(history)) + "\n")
-        write_lines(folder / fault["journal"], make_journal(scene, acted))
+        write_lines(folder / fault["reports"], make_reports(scene, acted))
         acted += scene.lasts + scene.after
     evidence = {
         "deployment": {
@@ -291,25 +292,26 @@ def make_verdict(history: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def make_journal(scene: Scene, acted: float) -> list[dict[str, Any]]:
-    """The coordinators' journal, as journalctl writes it."""
-    url = SERVERS[0]["url"]
-    said = [(-scene.before, "Message 5e1f from client1 stored by node1-5001")]
-    if scene.hits:
-        said += [
-            (scene.ejected, f"Server {url} {scene.said}"),
-            (scene.ejected + 0.02, f"Server {url} {scene.said}"),
-            (scene.ejected + 0.5, f"Server {url} failed: timed out"),
-            (scene.lasts + scene.readmitted, f"Server {url} is healthy again"),
-        ]
-    return [
-        {
-            "__REALTIME_TIMESTAMP": str(int((acted + at) * 1e6)),
-            "MESSAGE": message,
-            "_BOOT_ID": "c0ffee",
-        }
-        for at, message in said
+def make_reports(scene: Scene, acted: float) -> list[dict[str, Any]]:
+    """What two workers of the coordinator record of the servers."""
+    state, reason = scene.found
+    changes = [
+        (scene.ejected, "healthy", state, reason),
+        *([(scene.ejected + 0.5, "slow", "down", "timed out")] if state == "slow" else []),
+        (scene.lasts + scene.readmitted, "down", "healthy", ""),
     ]
+    reports = []
+    for late in (0.0, 0.02):
+        seen = [
+            {"at": acted + at + late, "was": was, "state": state, "reason": reason}
+            for at, was, state, reason in changes
+        ]
+        servers = [
+            {"name": server["name"], "url": server["url"], "state": "healthy", "changes": those}
+            for server, those in zip(SERVERS, [seen if scene.hits else [], []], strict=True)
+        ]
+        reports.append({"name": "node1", "started": BEGAN, "workers": 1, "servers": servers})
+    return reports
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -328,7 +330,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def find_file(folder: Path, name: str, kind: str) -> Path:
-    """The ``history``, ``verdict`` or ``journal`` of a fault."""
+    """The ``history``, ``verdict`` or ``reports`` of a fault."""
     return next(folder.glob(f"*-{name}.{kind}.*"))
 
 

@@ -232,45 +232,56 @@ def test_load_with_a_hole_fails_the_fault(day: Path) -> None:
     assert_fails(day, "99 messages were due and never sent")
 
 
+def change_reports(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Do something to the first server, as each worker of the coordinator reports it."""
+    path = find_file(folder, "kill", "reports")
+    reports = read_lines(path)
+    for report in reports:
+        change(report["servers"][0])
+    write_lines(path, reports)
+
+
 def test_fault_that_reached_nothing_is_no_evidence(day: Path) -> None:
-    journal = find_file(day, "kill", "journal")
-    drop_lines(journal, lambda line: not line["MESSAGE"].startswith("Server "))
+    change_reports(day, lambda server: server.update(changes=[]))
     judgement = judge_first(day)
-    # nobody said so, but it stored nothing
+    # nobody found so, but it stored nothing
     assert (judgement.outcome, judgement.eject_ms, judgement.readmit_ms) == ("passed", None, None)
     change_answers(day, "kill", lambda answer: answer.update(server=ONE), *range(1100, 1200))
     assert_fails(day, f"No evidence that the fault reached {ONE}")
 
 
 def test_ejection_of_another_server_is_none(day: Path) -> None:
-    journal = find_file(day, "kill", "journal")
-    journal.write_text(journal.read_text().replace("127.0.0.1:5001", "127.0.0.1:50010"))
+    change_reports(day, lambda server: server.update(name=f"{ONE}0"))
     assert judge_first(day).eject_ms is None
 
 
-@pytest.mark.parametrize("out", ["failed: timed out", "is slow: another one overtook it"])
-@pytest.mark.parametrize("back", ["is healthy again", "is back, but slow"])
-def test_ejection_and_readmission_are_found_however_they_are_said(
+@pytest.mark.parametrize("out", ["down", "slow"])
+@pytest.mark.parametrize("back", ["healthy", "slow"])
+def test_ejection_and_readmission_are_found_whatever_the_states(
     day: Path, out: str, back: str
 ) -> None:
-    journal = find_file(day, "kill", "journal")
-    lines = read_lines(journal)
-    for line in lines:
-        said = line["MESSAGE"].replace("failed: Connection refused", out)
-        line["MESSAGE"] = said.replace("is healthy again", back)
-    write_lines(journal, lines)
+    def say_so(server: dict[str, Any]) -> None:
+        ejected, readmitted = server["changes"]
+        ejected["state"], readmitted["state"] = out, back
+        if out == "slow":  # and then down
+            server["changes"].insert(1, {**ejected, "was": "slow", "state": "down"})
+
+    change_reports(day, say_so)
     judgement = judge_first(day)
     assert judgement.eject_ms == pytest.approx(30, abs=0.01)
     assert judgement.readmit_ms == pytest.approx(400, abs=0.01)
 
 
 def test_ejection_before_the_act_does_not_count(day: Path) -> None:
-    journal = find_file(day, "kill", "journal")
-    lines = read_lines(journal)
-    early = int(lines[0]["__REALTIME_TIMESTAMP"])
-    lines[0]["MESSAGE"] = lines[1]["MESSAGE"]
-    write_lines(journal, lines)
-    assert early < int(lines[1]["__REALTIME_TIMESTAMP"])
+    def came_and_went(server: dict[str, Any]) -> None:
+        early = server["changes"][0]["at"] - 2
+        states = (("healthy", "down"), ("down", "healthy"))
+        server["changes"][:0] = [
+            {"at": early + number, "was": was, "state": state, "reason": ""}
+            for number, (was, state) in enumerate(states)
+        ]
+
+    change_reports(day, came_and_went)
     assert judge_first(day).eject_ms == pytest.approx(30, abs=0.01)
 
 
@@ -369,7 +380,7 @@ def test_other_clients_keep_their_bounds_while_one_is_shut_out(revocation: Path)
     assert judge_first(revocation).outcome == "passed"
 
 
-@pytest.mark.parametrize("kind", ["history", "verdict", "journal"])
+@pytest.mark.parametrize("kind", ["history", "verdict", "reports"])
 @pytest.mark.parametrize("named", [True, False])
 def test_missing_file_fails_the_fault(day: Path, kind: str, named: bool) -> None:
     if named:
@@ -428,9 +439,18 @@ def test_only_is_about_the_last_fault_of_a_name(tmp_path: Path) -> None:
         ("history", '{"event": "sent"}', "line 3: 'number' is no whole number"),
         ("history", '{"event": "run", "began": 1}', "line 3: a history has one run"),
         ("history", '{"event": "answered", "number": 7}', "line 3: message 7 is not sent"),
-        ("journal", "-- Boot --", "line 3: no JSON"),
-        ("journal", '{"MESSAGE": ""}', "line 3: '__REALTIME_TIMESTAMP' is no text"),
-        ("journal", '{"__REALTIME_TIMESTAMP": "soon"}', "line 3: '__REALTIME_TIMESTAMP' is no num"),
+        ("reports", "Bad Request", "line 3: no JSON"),
+        ("reports", '{"servers": {}}', "line 3: 'servers' is no list"),
+        (
+            "reports",
+            '{"servers": [{"name": "node1-5001"}]}',
+            "line 3: 'servers', number 1: 'changes' is no list",
+        ),
+        (
+            "reports",
+            '{"servers": [{"name": "x", "changes": [{"was": "up", "state": "down"}]}]}',
+            "line 3: 'servers', number 1: 'changes', number 1: 'up' is no state of a server",
+        ),
     ],
 )
 def test_garbage_is_named_by_file_and_line(
@@ -484,21 +504,10 @@ def test_folder_without_evidence_is_refused(
 
 
 def test_last_line_that_was_cut_off_is_left_out(day: Path) -> None:
-    for kind in ("history", "journal"):
+    for kind in ("history", "reports"):
         path = find_file(day, "kill", kind)
         path.write_bytes(path.read_bytes() + b'{"event": "\xc3')
     assert judge_first(day).outcome == "passed"
-
-
-def test_journal_may_hold_messages_that_are_no_text(day: Path) -> None:
-    path = find_file(day, "kill", "journal")
-    lines = read_lines(path)
-    stamp = lines[0]["__REALTIME_TIMESTAMP"]
-    said = list(lines[1]["MESSAGE"].encode())
-    lines[1]["MESSAGE"] = said
-    lines += [{"__REALTIME_TIMESTAMP": stamp, "MESSAGE": None}, {"__REALTIME_TIMESTAMP": stamp}]
-    write_lines(path, lines)
-    assert judge_first(day).eject_ms == pytest.approx(30, abs=0.01)
 
 
 def test_judging_needs_no_more_than_the_standard_library(day: Path) -> None:
@@ -581,10 +590,10 @@ def test_page_escapes_the_evidence(tmp_path: Path) -> None:
     write_json(path, evidence)
     change_answers(tmp_path, "kill", lambda answer: answer.update(server=evil), *range(900, 950))
     change_answers(tmp_path, "kill", lambda one: one.update(fate="unknown", detail=evil), 700)
-    journal = find_file(tmp_path, "kill", "journal")
-    lines = read_lines(journal)
-    lines[1]["MESSAGE"] += evil
-    write_lines(journal, lines)
+    reports = find_file(tmp_path, "kill", "reports")
+    lines = read_lines(reports)
+    lines[1]["servers"][0]["changes"][0]["reason"] += evil
+    write_lines(reports, lines)
     page = _Page(write_page(tmp_path))
     assert "script" not in page.tags
     assert "".join(page.text).count(evil) > 10
@@ -601,9 +610,7 @@ def test_page_tells_of_a_fault_that_failed(day: Path) -> None:
     )
     assert "2 of 2,000 messages failed; the slowest took 86 ms." in text
     assert "1 message was lost: acknowledged, and not in the store (number 700)." in text
-    assert (
-        "Server https://127.0.0.1:5001 failed: Connection refused\N{MULTIPLICATION SIGN} 2" in text
-    )
+    assert "node1-5001 is down: Connection refused\N{MULTIPLICATION SIGN} 2" in text
 
 
 def test_page_tells_of_a_day_that_went_well(tmp_path: Path) -> None:
@@ -620,7 +627,7 @@ def test_page_tells_of_a_day_that_went_well(tmp_path: Path) -> None:
 
 def test_page_is_made_of_a_fault_without_files(day: Path) -> None:
     change_fault(
-        day, "kill", acted=None, restored=None, ended=None, history=None, verdict=None, journal=None
+        day, "kill", acted=None, restored=None, ended=None, history=None, verdict=None, reports=None
     )
     change_fault(day, "kill", error="node1 could not be reached.")
     text = "".join(_Page(write_page(day)).text)

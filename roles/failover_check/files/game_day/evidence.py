@@ -1,7 +1,8 @@
 """What a game day leaves in its folder, read strictly: a typo must not switch a check off.
 
-The histories are those of ``sealrelay load``, the verdicts those of ``sealrelay verify --json``.
-Both are parsed here anew, since the control node need not have the application.
+The histories are those of ``sealrelay load``, the verdicts those of ``sealrelay verify --json``,
+the reports those of the coordinators' workers. All are parsed here anew, since the control node
+need not have the application. Nothing is read from a journal, since journald drops lines.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from game_day.records import Record, Unreadable, parse_json, read_lines, read_te
 
 ACKNOWLEDGED, REFUSED, UNKNOWN = "acknowledged", "refused", "unknown"
 """What a client knows of a message: `sealrelay.history.Fate`."""
+
+STATES = ("down", "slow", "healthy")
+"""What a coordinator thinks of a server, the worst first: `sealrelay.dispatch.decisions.Health`."""
 
 WRONGS = ("lost", "doubled", "never_sent", "refused_stored", "altered")
 """What a verdict lists that must not be."""
@@ -89,11 +93,15 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of the coordinators' journal; ``at`` in seconds since the epoch."""
+class Change:
+    """A coordinator thought otherwise of a server from a time on: seconds since the epoch."""
 
     at: float
-    text: str
+    server: str
+    was: str
+    state: str
+    """down, slow or healthy, as ``was``."""
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,8 @@ class Fault:
     history: list[Message] | None = field(default=None, repr=False)
     """None where there is no file."""
     verdict: Verdict | None = None
-    journal: list[Line] | None = field(default=None, repr=False)
+    changes: list[Change] | None = field(default=None, repr=False)
+    """As the coordinators recorded them, in the order of time."""
 
 
 @dataclass(frozen=True)
@@ -190,14 +199,14 @@ def _read_fault(record: Record, deployment: Deployment, folder: Path) -> Fault:
     )
     if skipped is not None:
         return fault
-    history, verdict, journal = (
-        _find_file(record, key, folder) for key in ("history", "verdict", "journal")
+    history, verdict, reports = (
+        _find_file(record, key, folder) for key in ("history", "verdict", "reports")
     )
     return replace(
         fault,
         history=None if history is None else _read_history(history),
         verdict=None if verdict is None else _read_verdict(verdict),
-        journal=None if journal is None else _read_journal(journal),
+        changes=None if reports is None else _read_reports(reports),
     )
 
 
@@ -282,23 +291,20 @@ def _read_verdict(path: Path) -> Verdict:
     )
 
 
-def _read_journal(path: Path) -> list[Line]:
-    lines = []
-    for record in read_lines(path):
-        stamp = record.text("__REALTIME_TIMESTAMP")
-        if not (stamp.isascii() and stamp.isdigit()):
-            record.refuse("'__REALTIME_TIMESTAMP' is no number of microseconds")
-        lines.append(Line(int(stamp) / 1e6, _read_message(record)))
-    return sorted(lines, key=lambda line: line.at)
+def _read_reports(path: Path) -> list[Change]:
+    """A line is what one worker of a coordinator says: `sealrelay.dispatch.observer.Report`."""
+    changes = [
+        _read_change(change, server.text("name"))
+        for report in read_lines(path)
+        for server in report.records("servers")
+        for change in server.records("changes")
+    ]
+    return sorted(changes, key=lambda change: change.at)
 
 
-def _read_message(record: Record) -> str:
-    """journalctl(1) writes a message that is no text as its bytes, and a very long one as null."""
-    if not record.has("MESSAGE"):
-        return ""
-    if not record.has_list("MESSAGE"):
-        return record.text("MESSAGE")
-    numbers = record.numbers("MESSAGE")
-    if not all(0 <= number < 256 for number in numbers):
-        record.refuse("'MESSAGE' is neither a text nor bytes")
-    return bytes(numbers).decode(errors="replace")
+def _read_change(record: Record, server: str) -> Change:
+    was, state = record.text("was"), record.text("state")
+    for name in (was, state):
+        if name not in STATES:
+            record.refuse(f"{name!r} is no state of a server")
+    return Change(record.number("at"), server, was, state, record.text("reason"))

@@ -7,20 +7,20 @@ load that did not run, a fault that reached nothing) fails.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from game_day.evidence import (
     ACKNOWLEDGED,
     REFUSED,
+    STATES,
     UNKNOWN,
     WRONGS,
     Bound,
+    Change,
     Evidence,
     Fault,
-    Line,
     Message,
-    Server,
 )
 from game_day.wording import say_count, say_milliseconds
 
@@ -75,9 +75,9 @@ class Judgement:
     recovery_ms: float | None = None
     """The same, for messages that were due before the restore: from the restore."""
     eject_ms: float | None = None
-    """From the act until a coordinator said that the server failed or is slow."""
+    """From the act until a coordinator found that the server failed or is slow."""
     readmit_ms: float | None = None
-    """From the restore until a coordinator said that it is back."""
+    """From the restore until a coordinator found that it is back."""
     shut_out_ms: float | None = None
     """From the act until the last message of the client was sent that was acknowledged."""
     stored: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -142,43 +142,37 @@ def is_excused(message: Message, fault: Fault) -> bool:
 
 
 def find_ejection(fault: Fault) -> float | None:
-    """When a coordinator first said that the server failed or is slow; seconds since the epoch."""
-    if fault.server is None or fault.acted is None:
-        return None
-    return next(
-        (line.at for line in _after(fault.journal, fault.acted) if _says_out(line, fault.server)),
-        None,
-    )
+    """When a coordinator first found that the server failed or is slow; seconds since the epoch."""
+    return next((change.at for change in _since_act(fault) if not _is_back(change)), None)
 
 
 def find_readmission(fault: Fault) -> float | None:
-    """When a coordinator first said that the server is back; seconds since the epoch."""
-    if fault.server is None or fault.restored is None or find_ejection(fault) is None:
+    """When a coordinator first found that the server is back; seconds since the epoch."""
+    if fault.restored is None or find_ejection(fault) is None:
         return None
     last_out = True
-    for line in _after(fault.journal, fault.acted or 0.0):
-        if _says_back(line, fault.server):
-            if line.at >= fault.restored:
-                return line.at
-            last_out = False
-        elif _says_out(line, fault.server):
-            last_out = True
+    for change in _since_act(fault):
+        last_out = not _is_back(change)
+        if not last_out and change.at >= fault.restored:
+            return change.at
     # It came back while the command that restores it was still running.
     return None if last_out else fault.restored
 
 
-def _after(journal: list[Line] | None, since: float) -> Iterator[Line]:
-    return (line for line in journal or () if line.at >= since)
+def _since_act(fault: Fault) -> Iterable[Change]:
+    """What the coordinators recorded of the server that was hit."""
+    if fault.server is None or fault.acted is None:
+        return []
+    return [
+        change
+        for change in fault.changes or []
+        if change.server == fault.server.name and change.at >= fault.acted
+    ]
 
 
-def _says_out(line: Line, server: Server) -> bool:
-    return line.text.startswith((f"Server {server.url} failed:", f"Server {server.url} is slow"))
-
-
-def _says_back(line: Line, server: Server) -> bool:
-    return line.text.startswith(
-        (f"Server {server.url} is healthy again", f"Server {server.url} is back")
-    )
+def _is_back(change: Change) -> bool:
+    """One that was down may be slow first."""
+    return STATES.index(change.state) > STATES.index(change.was)
 
 
 def _is_bound(message: Message, fault: Fault) -> bool:
@@ -273,8 +267,8 @@ def _find_reasons(fault: Fault, rate: float) -> Iterator[str]:
         yield "No evidence: the load's history is missing."
     if fault.verdict is None:
         yield "No evidence: the verdict on what the store holds is missing."
-    if fault.journal is None:
-        yield "No evidence: the coordinators' journal is missing."
+    if fault.changes is None:
+        yield "No evidence: what the coordinators recorded of the servers is missing."
     yield from _check_verdict(fault)
     yield from _check_failures(fault)
     if fault.acted is None or fault.restored is None:
@@ -308,7 +302,7 @@ def _check_load(fault: Fault, acted: float, restored: float, rate: float) -> Ite
 
 
 def _check_effect(fault: Fault, acted: float, restored: float) -> Iterator[str]:
-    """The fault reached the server: a coordinator said so, or it stored nothing in the end."""
+    """The fault reached the server: a coordinator found so, or it stored nothing in the end."""
     if fault.server is None or find_ejection(fault) is not None:
         return
     half = acted + (restored - acted) / 2
@@ -318,7 +312,7 @@ def _check_effect(fault: Fault, acted: float, restored: float) -> Iterator[str]:
     )
     if stored:
         yield (
-            f"No evidence that the fault reached {fault.server.name}: no coordinator said that it "
+            f"No evidence that the fault reached {fault.server.name}: no coordinator found that it "
             f"failed or is slow, and it stored {say_count(stored, 'message')} in the second half."
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,12 +17,12 @@ from game_day.picture import MARKS, draw_fault, draw_key, sort_messages
 from game_day.wording import say_count, say_milliseconds, say_offset, spell_count
 
 _LINES = 8
-"""Of the journal, for each fault."""
+"""Of what coordinators recorded, for each fault."""
 
 
 @dataclass(frozen=True)
-class JournalEntry:
-    """A line of the journal as often as it was written."""
+class ChangeEntry:
+    """What coordinators found of a server, as often as they did."""
 
     at: str
     """When it first was: seconds from the act."""
@@ -46,7 +47,7 @@ class Chapter:
     key: list[tuple[Markup, str]]
     """Marks of the picture, and what they stand for."""
     facts: list[tuple[str, str]]
-    entries: list[JournalEntry]
+    entries: list[ChangeEntry]
     more_entries: int
 
 
@@ -147,7 +148,7 @@ def _make_chapter(
     names = [server.name for server in deployment.servers]
     drawn = fault.history and fault.acted is not None and fault.restored is not None
     drawn = drawn and (fault.restored or 0.0) >= (fault.acted or 0.0)
-    entries = _gather_lines(fault, deployment)
+    entries = _gather_changes(fault)
     return Chapter(
         number=number,
         anchor=anchor,
@@ -241,22 +242,20 @@ def _list_facts(fault: Fault, judgement: Judgement) -> list[tuple[str, str]]:
     return facts
 
 
-def _gather_lines(fault: Fault, deployment: Deployment) -> list[JournalEntry]:
-    """What coordinators said of the server, or else of any; each line once."""
+def _gather_changes(fault: Fault) -> list[ChangeEntry]:
+    """What coordinators found of the server, or else of any; each once."""
     if fault.acted is None:
         return []
-    servers = [fault.server] if fault.server else deployment.servers
-    starts = tuple(f"Server {server.url} " for server in servers)
-    if fault.bound.shut_out is not None:
-        starts += ("Refused ",)
     first: dict[str, float] = {}
-    times: dict[str, int] = {}
-    for line in fault.journal or []:
-        if line.at >= fault.acted and line.text.startswith(starts):
-            first.setdefault(line.text, line.at)
-            times[line.text] = times.get(line.text, 0) + 1
+    times: Counter[str] = Counter()
+    for change in fault.changes or []:
+        if change.at < fault.acted or (fault.server and change.server != fault.server.name):
+            continue
+        text = f"{change.server} is {change.state}" + (change.reason and f": {change.reason}")
+        first.setdefault(text, change.at)
+        times[text] += 1
     return [
-        JournalEntry(say_offset(at - fault.acted), text, times[text]) for text, at in first.items()
+        ChangeEntry(say_offset(at - fault.acted), text, times[text]) for text, at in first.items()
     ]
 
 
