@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.log_limits import lower_limits_of_units
 from tests.support.node import (
     COORDINATOR,
     SERVERS,
@@ -200,10 +201,57 @@ def test_failover_check_passes_and_reports(
     identifier = report["during"]["message_id"]
     assert [line for line in report["coordinator_journal"] if identifier in line]
     assert [line for line in report["server_journal"] if identifier in line]
+    assert (report["stored"]["message_id"], report["suppressed"]) == (identifier, [])
     for unit in UNITS:
         assert node.is_active(unit), unit
     stored = json.loads(node.run("sealrelay", "messages", "show", "--json", identifier))
     assert stored["server"] == node.server_name(other)
+
+
+def test_failover_check_proves_it_where_journald_drops_lines(
+    node: Node, control: Control, tmp_path: Path
+) -> None:
+    load = ("sealrelay", "load", "--quiet", "--rate", "100", "--seconds", "300")
+    with lower_limits_of_units(node):
+        folder = node.run("mktemp", "-d").strip()
+        node.run(
+            *("systemd-run", "--quiet", "--collect", "--unit=sealrelay-test-load"),
+            *(*load, "--client", "client1", f"{folder}/history"),
+        )
+        try:
+            play = _play(control, tmp_path)
+        finally:
+            node.run("systemctl", "stop", "sealrelay-test-load")
+            node.run("rm", "-r", folder)
+    assert play.code == 0, play.out
+    report = json.loads(next(tmp_path.glob("failover_check-*.json")).read_text())
+    assert report["stored"]["message_id"] == report["during"]["message_id"]
+    assert report["stored"]["server"] == node.server_name(5002)
+    assert any("messages from sealrelay-" in line for line in report["suppressed"]), report
+    assert "So lines are missing: the limit in force is not that of our units" in play.text
+
+
+def test_failover_check_fails_where_the_store_does_not_have_the_message(
+    node: Node, control: Control, tmp_path: Path
+) -> None:
+    command = "/opt/sealrelay/current/bin/sealrelay"
+    node.run("cp", "-p", command, f"{command}.good")
+    try:
+        # Whoever asks is shown another message than the one that was stored.
+        other = node.send("another one")[0]["message_id"]
+        node.write(
+            command,
+            f'#!/bin/sh\n[ "$1" != messages ] || set -- messages show --json {other}\n'
+            f'exec {command}.good "$@"\n',
+            "0755",
+        )
+        play = _play(control, tmp_path)
+    finally:
+        node.run("mv", f"{command}.good", command)
+    assert play.code != 0
+    assert "The failover was not proven. Check that the other server stored it" in play.text
+    assert "and the store says otherwise: " in play.text
+    assert node.is_active(SERVERS[0])
 
 
 def test_failover_check_refuses_an_unknown_unit(
