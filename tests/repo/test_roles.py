@@ -179,7 +179,7 @@ def test_journald_keeps_every_line_of_a_unit(tmp_path: Path, role: str, template
     unit = render(tmp_path, role, template)
     service = unit.partition("[Service]")[2].partition("[Install]")[0]
     limits = dict(re.findall(r"^LogRateLimit(\w+)=(.+)$", service, re.MULTILINE))
-    # 0 would be journald's own limit: systemd hands on no other interval than one above 0.
+    # 0 would be journald's own limit: systemd passes on no interval but one above 0.
     assert int(limits["IntervalSec"]) > 0
     lines_a_second = int(limits["Burst"]) / int(limits["IntervalSec"])
     assert lines_a_second >= 1_000_000, "far above what a service can write"
