@@ -246,7 +246,10 @@ PICTURES = {
             "failover.svg",
             "The failover check",
             take_failover,
-            ("roles/failover_check/tasks/prove.yml", "roles/failover_check/tasks/preflight.yml"),
+            tuple(
+                f"roles/failover_check/tasks/{name}.yml"
+                for name in ("preflight", "prove", "take_over", "restore", "return", "report")
+            ),
         ),
         Picture(
             "status.png",
