@@ -6,7 +6,8 @@
 #
 # Expected: "...ignoring", and the next task runs.
 # Seen:     "...ignoring", no further task or play, `unreachable=0 failed=0 ignored=1`, exit code 2.
-#           With `any_errors_fatal: false` at the task itself, all of it runs, exit code 0.
+#           With `any_errors_fatal: false` at the task itself, all of it runs, exit code 0; but not
+#           when the task has `run_once: true`, which makes an ignored absence fatal again.
 #
 # Needs Python 3.11 or newer and an SSH client. Nothing listens on the port that is called.
 set -euo pipefail
@@ -74,5 +75,13 @@ run task.yml
 grep -q 'the play went on' output || fail 'the play ended'
 grep -q 'the playbook went on' output || fail 'the playbook ended'
 ((code == 0)) || fail "the exit code is $code"
+
+echo '--- the same, with run_once: true'
+make_playbook once.yml 'any_errors_fatal: false
+      run_once: true'
+run once.yml
+grep -q 'ignoring' output || fail 'the task was not ignored'
+! grep -q 'went on' output || fail 'the play went on'
+((code == 2)) || fail "the exit code is $code"
 
 echo 'as it was'

@@ -17,7 +17,9 @@ import yaml
 
 from tests.repo.conftest import REPOSITORY, run_playbook, tracked_files
 
-_FILES = tracked_files("playbooks/*.yml", "roles/*/tasks/*.yml", "roles/*/handlers/*.yml")
+_FILES = tracked_files(
+    "site.yml", "playbooks/*.yml", "roles/*/tasks/*.yml", "roles/*/handlers/*.yml"
+)
 _VARIABLES = {
     "ansible_become": False,
     "ansible_python_interpreter": "{{ ansible_playbook_python }}",

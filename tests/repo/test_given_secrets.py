@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*invalid escape sequence:Deprec
 
 _SECRETS = {"ca_passphrase", "server_store_password", "postgresql_password"}
 _USERS = {"use_secret", "find_secret_fault", "find_passphrase"}
-_FILES = tracked_files("playbooks/*.yml", "roles/*.yml")
+_FILES = tracked_files("site.yml", "playbooks/*.yml", "roles/*.yml")
 _TEMPLATES = tracked_files("roles/*/templates/*.j2")
 
 

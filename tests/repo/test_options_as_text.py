@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*invalid escape sequence:Deprec
 
 _KINDS = {"bool": "bool", "int": "int", "float": "float", "list": "as_list"}
 """Type of an option → the filter that says so."""
-_FILES = tracked_files("playbooks/*.yml", "roles/*.yml")
+_FILES = tracked_files("site.yml", "playbooks/*.yml", "roles/*.yml")
 _TEMPLATES = tracked_files("roles/*/templates/*.j2")
 
 

@@ -53,7 +53,7 @@ _ANSIBLES_OWN = {
 _OURS = {"revoke_replaced", "check_leaves_of_some"}
 """They belong to no role, and their names say what they are for."""
 _PREFIXES = ("_", "ansible_", "sealrelay_", "client_", *(f"{role}_" for role in ROLES))
-_FILES = tracked_files("playbooks/*.yml", "roles/*.yml")
+_FILES = tracked_files("site.yml", "playbooks/*.yml", "roles/*.yml")
 _TEMPLATES = tracked_files("roles/*/templates/*.j2")
 
 
