@@ -7,6 +7,7 @@ mistake. And ``int`` makes a 0 of what is no number. So preflight asks for all o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,43 @@ _WORDS = {
 }
 _TRUTHS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0", "1.0", "0.0"})
 
+_DAYS = (1, 36_500)
+_PEERS = (1, 50_000)
+_SECONDS = (0.001, 86_400)
+RANGES: Mapping[str, tuple[float, float]] = {
+    "ca_crl_validity_days": _DAYS,
+    "ca_validity_days": _DAYS,
+    "certificate_renew_at": (0, 1),
+    "certificate_validity_days": _DAYS,
+    "client_deadline": _SECONDS,
+    "coordinator_attempt_timeout": _SECONDS,
+    "coordinator_backlog": (1, 65_535),
+    "coordinator_deadline": _SECONDS,
+    "coordinator_hedge_ceiling": _SECONDS,
+    "coordinator_hedge_floor": _SECONDS,
+    "coordinator_lanes": (1, 64),
+    "coordinator_max_batch": (1, 1_000),
+    "coordinator_max_body_bytes": (1_024, 64 << 20),
+    "coordinator_max_connections": _PEERS,
+    "coordinator_max_connections_per_peer": _PEERS,
+    "coordinator_max_handshakes_per_peer": (1, 2_000),
+    "coordinator_max_waiting": (1, 100_000),
+    "coordinator_max_waiting_bytes": (1_024, 1 << 40),
+    "coordinator_probe_interval": _SECONDS,
+    "coordinator_retry_share": (0, 1),
+    "coordinator_workers": (1, 64),
+    "payload_keys_retire_after": (0, 1 << 32),
+    "runtime_keep_releases": (1, 1_000),
+    "server_max_body_bytes": (1_024, 64 << 20),
+    "server_max_connections": _PEERS,
+    "server_max_connections_per_peer": _PEERS,
+    "server_max_handshakes_per_peer": (1, 2_000),
+    "server_retention": (1, 1 << 32),
+    "server_token_ttl": (1, 1 << 32),
+    "server_workers": (1, 64),
+}
+"""Of numbers, both ends included; each is a part of what the app takes."""
+
 
 @lru_cache
 def read_defaults() -> dict[str, Any]:
@@ -44,16 +82,16 @@ def read_defaults() -> dict[str, Any]:
 
 
 @lru_cache
-def read_types() -> dict[str, tuple[str, str]]:
-    """Return type and elements of the variables that are no text, as the specifications say."""
-    types = {}
+def read_options() -> dict[str, Mapping[str, Any]]:
+    """Return what the specifications say of variables that can't be any text."""
+    options = {}
     for path in _ROLES.glob("*/meta/argument_specs.yml"):
         specs = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["argument_specs"]
         for spec in specs.values():
             for name, option in spec.get("options", {}).items():
-                if option["type"] in _WORDS:
-                    types[name] = option["type"], option.get("elements", "str")
-    return types
+                if option["type"] in _WORDS or "choices" in option:
+                    options[name] = option
+    return options
 
 
 class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible comes without types
@@ -81,27 +119,36 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible comes without t
                     f"variables and facts that exist."
                 )
             else:
-                fault = _find_type_fault(name, value, given["inventory_hostname"])
+                wanted = _find_wanted(name, value)
+                if wanted:
+                    host = given["inventory_hostname"]
+                    fault = f"{name} of {host} is {value!r}, and has to be {wanted}."
             found.append({"name": name, "value": value, "fault": fault})
         return found
 
 
-def _find_type_fault(name: str, value: Any, host: str) -> str:
-    """Say of which type a variable has to be; text will do where it can be read as one."""
-    if name not in read_types():
+def _find_wanted(name: str, value: Any) -> str:
+    """Say what a variable has to be; "" when it is. Text will do where it can be read as that."""
+    option = read_options().get(name)
+    if option is None:
         return ""
-    kind, elements = read_types()[name]
+    if "choices" in option:
+        return "" if value in option["choices"] else f"one of {', '.join(option['choices'])}"
+    kind = option["type"]
     try:
         checked = DEFAULT_TYPE_VALIDATORS[kind](value)
         if kind == "list":
             for element in checked:
-                DEFAULT_TYPE_VALIDATORS[elements](element)
+                DEFAULT_TYPE_VALIDATORS[option.get("elements", "str")](element)
     except (TypeError, ValueError):
-        return f"{name} of {host} is {value!r}, and has to be {_WORDS[kind]}."
+        return _WORDS[kind]
     # Before 2.19 the filter `bool` takes other abbreviations than these for no.
     if kind == "bool" and str(value).lower() not in _TRUTHS:
-        return f"{name} of {host} is {value!r}, and has to be {_WORDS[kind]}."
-    return ""
+        return _WORDS[kind]
+    lowest, highest = RANGES.get(name, (-math.inf, math.inf))
+    if name in RANGES and not checked >= lowest:  # nor is "nan"
+        return f"{lowest} or more"
+    return f"{highest} or less" if name in RANGES and checked > highest else ""
 
 
 def _describe_error(name: str, error: Exception) -> str:

@@ -5,14 +5,18 @@ Where a role uses an option that is no text, a filter says which type is meant.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import jinja2
+import msgspec
 import pytest
 import yaml
 from jinja2 import nodes
 
+from sealrelay.config import ClientSettings, CoordinatorSettings, ServerSettings, Settings
 from tests.repo.conftest import REPOSITORY, ROLES, role_specs, tracked_files
 from tests.repo.test_variable_names import Anything, list_templates
 
@@ -23,6 +27,23 @@ _KINDS = {"bool": "bool", "int": "int", "float": "float", "list": "as_list"}
 """Type of an option → the filter that says so."""
 _FILES = tracked_files("site.yml", "playbooks/*.yml", "roles/*.yml")
 _TEMPLATES = tracked_files("roles/*/templates/*.j2")
+_JUDGED_ELSEWHERE = {"coordinator_port"}
+"""Preflight has a sentence of its own for all ports of a host."""
+_LATER = {"failover_check", "preflight", "uninstall"}
+"""Nothing is deployed with the options of these roles."""
+
+
+def _load_lookup() -> ModuleType:
+    path = REPOSITORY / "plugins" / "lookup" / "settings.py"
+    spec = importlib.util.spec_from_file_location("settings_lookup", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_LOOKUP = _load_lookup()
 
 
 def _list_options() -> Iterator[tuple[str, str]]:
@@ -111,3 +132,51 @@ def test_templates_say_which_type_is_meant(path: Path) -> None:
 )
 def test_the_search_finds_untyped_uses(text: str, found: list[str]) -> None:
     assert find_untyped(text) == found
+
+
+@pytest.mark.parametrize("kind", [ServerSettings, CoordinatorSettings, ClientSettings])
+def test_ranges_are_within_what_the_app_takes(kind: type[Settings]) -> None:
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    for field in info.fields:
+        limits = field.type
+        if isinstance(limits, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+            lowest, highest = _LOOKUP.RANGES[f"{kind.role.value}_{field.name}"]
+            assert limits.ge is None or lowest >= limits.ge, field.name
+            assert limits.gt is None or lowest > limits.gt, field.name
+            assert limits.le is None or highest <= limits.le, field.name
+
+
+def test_every_number_has_a_range() -> None:
+    numbers = {
+        name
+        for role in set(ROLES) - _LATER
+        for spec in role_specs(role).values()
+        for name, option in spec.get("options", {}).items()
+        if option["type"] in ("int", "float")
+    }
+    assert numbers == set(_LOOKUP.RANGES) | _JUDGED_ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("coordinator_deadline", "soon", "a number"),
+        ("coordinator_deadline", 0, "0.001 or more"),
+        ("coordinator_deadline", "nan", "0.001 or more"),
+        ("coordinator_deadline", "15", ""),
+        ("server_workers", "1.5", "a whole number"),
+        ("server_workers", 100, "64 or less"),
+        ("server_ports", "5001,ssh", "a list; as text, its parts have commas between them"),
+        ("server_ports", "5001, 5002", ""),
+        ("server_ports", 5001, ""),
+        ("server_log_payloads", "perhaps", "true or false"),
+        ("server_log_payloads", "y", "true or false"),
+        ("server_log_payloads", "yes", ""),
+        ("server_log_level", "loud", "one of debug, info, warning, error"),
+        ("server_log_level", "debug", ""),
+        ("server_store", "anything", ""),
+    ],
+)
+def test_what_can_not_be_meant_is_said(name: str, value: object, wanted: str) -> None:
+    assert _LOOKUP._find_wanted(name, value) == wanted

@@ -278,3 +278,14 @@ def test_stores_are_the_same_when_their_messages_are(url: str, other: str, same:
     spec.loader.exec_module(stores)
     assert stores.is_same_store(url, other) is same
     assert stores.is_same_store(other, url) is same
+
+
+def test_numbers_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    groups = {"servers": ["node1"], "coordinators": ["node1"], "clients": ["node1"]}
+    settings = {"server_retention": "86460", "coordinator_hedge_floor": "0.2"}
+    told = _told(_play_topology(tmp_path, {"node1": settings}, groups=groups))
+    assert "server_retention (86460 s) has to be longer than server_token_ttl (86400 s)" in told
+    assert "coordinator_hedge_floor of node1 is more than its coordinator_hedge_ceiling" in told
+    settings = {"server_retention": "86461", "coordinator_hedge_floor": "0.15"}
+    told = _told(_play_topology(tmp_path, {"node1": settings}, groups=groups))
+    assert "failed=0" in told
