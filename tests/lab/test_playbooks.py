@@ -74,3 +74,18 @@ def test_preflight_refuses_to_leave_the_store(control: Control) -> None:
     assert play.code != 0
     assert "store in sqlite:////var/lib/sealrelay/messages.db, but server_store is" in play.text
     assert play.changed == 0
+
+
+def test_preflight_begins_no_empty_store_in_place_of_one_that_is_gone(
+    node: Node, control: Control
+) -> None:
+    store = "/var/lib/sealrelay/messages.db"
+    node.run("mv", store, f"{store}.moved")
+    try:
+        play = control.deploy()
+    finally:
+        node.run("mv", "-n", f"{store}.moved", store)
+    assert play.code != 0
+    assert f"{store} of node1 is gone, where the servers stored; put it back" in play.text
+    assert play.changed == 0
+    assert node.send("after it is back")

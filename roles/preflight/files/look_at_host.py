@@ -2,9 +2,9 @@
 
 The arguments are TCP ports and, before them, as "calendar=daily" or "timespan=1h", times as
 systemd.time(7) has them, and as "bind=192.0.2.7" addresses. Printed are who listens on the ports,
-how much space is free, where the servers store messages, which of the times systemd does not
-understand, which of the addresses are not this host's, with what the system says of each, which CAs
-are trusted (and their CRLs), and whether a release is in use.
+how much space is free, where the servers store messages and which of these files are gone, which of
+the times systemd does not understand, which of the addresses are not this host's, with what the
+system says of each, which CAs are trusted (and their CRLs), and whether a release is in use.
 
 Reads /proc itself: a minimal host has neither ss nor netstat.
 """
@@ -80,14 +80,20 @@ def measure_free_space(path):
     return shutil.disk_usage(path).free // 1024**2
 
 
-def list_stores():
+def list_stores(root=""):
     """Return the stores' URLs in the settings of the servers."""
     line = re.compile(r"""^store *= *["']([^"']*)["']""", re.MULTILINE)
     stores = set()
-    for path in glob.glob("/etc/sealrelay/servers/*/server.toml"):
+    for path in glob.glob(f"{root}/etc/sealrelay/servers/*/server.toml"):
         with open(path, encoding="utf-8") as settings:
             stores.update(line.findall(settings.read()))
     return sorted(stores)
+
+
+def list_missing_stores():
+    """Return the files in which the servers stored when all was well, and that are gone."""
+    paths = [url.replace("sqlite:///", "", 1) for url in list_stores("/opt/sealrelay/good")]
+    return [path for path in paths if path.startswith("/") and not os.path.exists(path)]
 
 
 def list_authorities():
@@ -151,6 +157,7 @@ print(
             "listeners": holders,
             "free_mb": {path: measure_free_space(path) for path in ("/opt", "/var/lib")},
             "stores": list_stores(),
+            "missing_stores": list_missing_stores(),
             "misunderstood": find_misunderstood(times),
             "authorities": list_authorities(),
             "deployed": os.path.exists("/opt/sealrelay/current"),
