@@ -164,6 +164,11 @@ def find_faults(
     return _collect(_Table(groups, hostvars, needed=frozenset(needed)).find_faults())
 
 
+def list_identities(groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the identities of the deployment as ROLE/NAME, sorted."""
+    return _Table(groups, hostvars).list_identities()
+
+
 def find_own_faults(
     groups: Mapping[str, Sequence[str]],
     hostvars: Mapping[str, Any],
@@ -288,6 +293,11 @@ class _Table:
             yield from self._look_at_host(host)
         yield from self._find_doubles()
 
+    def list_identities(self) -> list[str]:
+        for _ in self.find_faults():
+            pass
+        return sorted({name for name, _, _ in self._names})
+
     def find_faults_of(self, name: str) -> Iterator[str]:
         for host in dict.fromkeys(h for hosts in self._hosts.values() for h in hosts):
             if host.name == name:
@@ -372,6 +382,7 @@ class _Table:
         yield from _look_at_urls(host, "operator_coordinators")
 
     def _look_at_database(self, host: _Host) -> Iterator[str]:
+        self._names.append((f"database/{host.name}", host.name, "inventory_hostname"))
         if not NAME.fullmatch(host.name):
             yield (
                 f"The database's host is called {host.name!r} in the inventory, and so would be "
@@ -552,6 +563,7 @@ class FilterModule:
             "list_addresses": list_addresses,
             "list_clients": list_clients,
             "list_coordinators": list_coordinators,
+            "list_identities": list_identities,
             "list_networks": list_networks,
             "list_servers": list_servers,
             "make_url": make_url,

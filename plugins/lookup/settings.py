@@ -17,6 +17,7 @@ import yaml
 from ansible.errors import AnsibleUndefinedVariable
 from ansible.module_utils.common.parameters import DEFAULT_TYPE_VALIDATORS
 from ansible.plugins.lookup import LookupBase
+from ansible.utils.vars import load_extra_vars
 
 _ROLES = Path(__file__).parents[2] / "roles"
 # Theirs are made of what is known later, or of others of these alone.
@@ -25,6 +26,19 @@ _SHARED: Mapping[str, Any] = {
     "sealrelay_crl_expired": "accept",
     "sealrelay_trust_domain": "sealrelay.internal",
 }
+_YES_OR_NO: Mapping[str, Any] = {"type": "bool"}
+_ANSWERS: Mapping[str, Mapping[str, Any]] = {
+    "ca_replace": _YES_OR_NO,
+    "confirm": _YES_OR_NO,
+    "revoke_replaced": _YES_OR_NO,
+    "withdraw": _YES_OR_NO,
+}
+"""What operators say to a playbook with -e. A mistyped one must not be taken for a no."""
+_LIKE: Mapping[str, str] = {
+    "reason": "ca_revoke_reason",
+    "sealrelay_crl_expired": "server_crl_expired",
+}
+"""Others that are handed on to an option of a role."""
 _WORDS = {
     "bool": "true or false",
     "float": "a number",
@@ -124,12 +138,24 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible comes without t
                     host = given["inventory_hostname"]
                     fault = f"{name} of {host} is {value!r}, and has to be {wanted}."
             found.append({"name": name, "value": value, "fault": fault})
+        if not terms:
+            found += _judge_answers(load_extra_vars(self._loader))
         return found
+
+
+def _judge_answers(said: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Judge what was said with -e. Hosts may have variables of these names for something else."""
+    found = []
+    for name in sorted({*_ANSWERS, "reason"} & said.keys()):
+        wanted = _find_wanted(name, said[name])
+        fault = f"{name} is {said[name]!r}, and has to be {wanted}." if wanted else ""
+        found.append({"name": name, "value": said[name], "fault": fault})
+    return found
 
 
 def _find_wanted(name: str, value: Any) -> str:
     """Say what a variable has to be; "" when it is. Text will do where it can be read as that."""
-    option = read_options().get(name)
+    option = _ANSWERS.get(name) or read_options().get(_LIKE.get(name, name))
     if option is None:
         return ""
     if "choices" in option:

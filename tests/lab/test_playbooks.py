@@ -89,3 +89,15 @@ def test_preflight_begins_no_empty_store_in_place_of_one_that_is_gone(
     assert f"{store} of node1 is gone, where the servers stored; put it back" in play.text
     assert play.changed == 0
     assert node.send("after it is back")
+
+
+@pytest.mark.parametrize(
+    "more", ["client_names=client1,client2,client3", "sealrelay_trust_domain=other.internal"]
+)
+def test_a_rehearsal_of_new_leaves_is_green(control: Control, more: str) -> None:
+    """The settings that will be can't be judged by the leaves that are there."""
+    play = control.deploy("--check", "-e", more)
+    assert play.code == 0, play.out
+    assert play.changed > 0
+    again = control.deploy("--check")
+    assert (again.code, again.changed) == (0, 0), again.out

@@ -180,3 +180,22 @@ def test_every_number_has_a_range() -> None:
 )
 def test_what_can_not_be_meant_is_said(name: str, value: object, wanted: str) -> None:
     assert _LOOKUP._find_wanted(name, value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        (
+            {"revoke_replaced": "perhaps"},
+            "revoke_replaced is 'perhaps', and has to be true or false",
+        ),
+        ({"withdraw": "flase"}, "withdraw is 'flase', and has to be true or false."),
+        ({"ca_replace": ""}, "ca_replace is '', and has to be true or false."),
+        ({"reason": "because"}, "reason is 'because', and has to be one of unspecified, "),
+        ({"withdraw": "no", "reason": "superseded", "name": "client1"}, ""),
+    ],
+)
+def test_a_mistyped_answer_is_no_no(said: dict[str, str], fault: str) -> None:
+    faults = [found["fault"] for found in _LOOKUP._judge_answers(said) if found["fault"]]
+    assert " ".join(faults).startswith(fault)
+    assert bool(faults) == bool(fault)
