@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.peers import CLIENT1
 from tests.support.node import Control, Node, Play
 
 _INVENTORY = """
@@ -54,6 +55,23 @@ def test_what_is_due_is_renewed_for_those_that_are_there(
     assert "node1 : ok=" in play.text
     assert "failed=1" not in play.text
     assert node.read("/etc/sealrelay/coordinator/crl.pem").strip() == crl.read_text().strip()
+
+
+def test_a_certificate_is_replaced_beside_a_host_that_is_away(
+    node: Node, control: Control, away: Path
+) -> None:
+    before = node.read(f"{CLIENT1}/cert.pem")
+    play = control.play(
+        "playbooks/rotate_certificates.yml", "-i", str(away), variables={"name": "client1"}
+    )
+    assert play.code == 4, play.out
+    assert "failed=1" not in play.text
+    assert node.read(f"{CLIENT1}/cert.pem") != before
+    absent = control.play(
+        "playbooks/rotate_certificates.yml", "-i", str(away), variables={"name": "client9"}
+    )
+    assert absent.code != 0
+    assert "of hosts that can't be reached, away." in absent.text
 
 
 def test_a_host_that_is_needed_is_named(node: Node, control: Control, away: Path) -> None:

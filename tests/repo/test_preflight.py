@@ -235,6 +235,12 @@ def test_addresses_that_are_not_the_hosts_own_are_found() -> None:
     assert all(found["foreign"].values())
 
 
+def test_users_and_groups_that_there_are_not_are_found() -> None:
+    found = _look_at_host("user=root", "group=root", "user=not_here", "group=nor_here", "65535")
+    assert found["unknown"] == ["user not_here", "group nor_here"]
+    assert found["misunderstood"] == []
+
+
 def test_an_inventory_of_other_groups_is_no_success(tmp_path: Path) -> None:
     """Ansible itself says that no hosts matched, and that all went well."""
     inventory = tmp_path / "hosts.yml"

@@ -1,17 +1,20 @@
 """Print as JSON what the checks before anything changes want to know of a host.
 
 The arguments are TCP ports and, before them, as "calendar=daily" or "timespan=1h", times as
-systemd.time(7) has them, and as "bind=192.0.2.7" addresses. Printed are who listens on the ports,
-how much space is free, where the servers store messages and which of these files are gone, which of
-the times systemd does not understand, which of the addresses are not this host's, with what the
-system says of each, which CAs are trusted (and their CRLs), and whether a release is in use.
+systemd.time(7) has them, as "bind=192.0.2.7" addresses, and as "user=..." or "group=..." names.
+Printed are who listens on the ports, how much space is free, where the servers store messages and
+which of these files are gone, which of the times systemd does not understand, which of the
+addresses are not this host's, with what the system says of each, which users and groups there are
+not, which CAs are trusted (and their CRLs), and whether a release is in use.
 
 Reads /proc itself: a minimal host has neither ss nor netstat.
 """
 
 import glob
+import grp
 import json
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -140,8 +143,19 @@ def find_foreign(addresses):
     return foreign
 
 
+def find_unknown(questions):
+    """Return those of the users and groups that the host does not have, as they were asked."""
+    unknown = []
+    for kind, name in questions:
+        try:
+            pwd.getpwnam(name) if kind == "user" else grp.getgrnam(name)
+        except KeyError:
+            unknown.append(f"{kind} {name}")
+    return unknown
+
+
 questions = [argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument]
-times = ["=".join(question) for question in questions if question[0] != "bind"]
+times = ["=".join(question) for question in questions if question[0] in ("calendar", "timespan")]
 listening = list_listeners({int(port) for port in sys.argv[1:] if "=" not in port})
 holders = [describe_process(pid, listening[inode]) for inode, pid in list_holders(set(listening))]
 holders = [holder for holder in holders if holder]
@@ -162,6 +176,7 @@ print(
             "authorities": list_authorities(),
             "deployed": os.path.exists("/opt/sealrelay/current"),
             "foreign": find_foreign(value for kind, value in questions if kind == "bind"),
+            "unknown": find_unknown(pair for pair in questions if pair[0] in ("user", "group")),
         }
     )
 )
