@@ -303,16 +303,8 @@ def close_connections(sockets: Path) -> None:
 def held_signals() -> Iterator[None]:
     """Let nothing interrupt until this is over; what came meanwhile interrupts then."""
     came: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
+    with _handled(lambda number, _frame: came.append(number)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if came:
         raise Interrupted(signal.Signals(came[0]).name)
 
@@ -324,9 +316,15 @@ def raised_signals() -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise Interrupted(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    with _handled(interrupt):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)

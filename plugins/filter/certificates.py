@@ -109,6 +109,18 @@ def add_signed(
     ]
 
 
+def pick_judge(given: Iterable[Mapping[str, Any]], release: str, pretend: bool) -> list[str]:
+    """Return the command that judges a settings file, with ``%s`` for its path.
+
+    Nothing in a dry run in which certificates would be replaced: the settings have to fit to those.
+    ``given`` are the host's leaves, as ``add_signed`` returns them; ``release`` is the folder of
+    the release that is installed.
+    """
+    if pretend and any(leaf["replaced"] for leaf in given):
+        return []
+    return [f"{release}/bin/sealrelay", "check-config", "%s"]
+
+
 def find_revoked_identities(
     revoked: Iterable[Mapping[str, str]], issued: Iterable[str]
 ) -> list[str]:
@@ -457,4 +469,5 @@ class FilterModule:
             "list_puts": list_puts,
             "list_sans": list_sans,
             "look_at_authority": look_at_authority,
+            "pick_judge": pick_judge,
         }

@@ -8,7 +8,7 @@ mistake. And ``int`` makes a 0 of what is no number. So preflight asks for all o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _ANSWERS: Mapping[str, Mapping[str, Any]] = {
     "withdraw": _YES_OR_NO,
 }
 """What operators say to a playbook with -e. A mistyped one must not be taken for a no."""
+_SAID = frozenset({*_ANSWERS, "reason"})
 _LIKE: Mapping[str, str] = {
     "reason": "ca_revoke_reason",
     "sealrelay_crl_expired": "server_crl_expired",
@@ -109,7 +110,10 @@ def read_options() -> dict[str, Mapping[str, Any]]:
 
 
 class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible comes without types
-    """``query('settings', 'server_bind', 'server_ports')``; without names, all that are set."""
+    """``query('settings', 'server_bind', 'server_ports')``; without names, all that are set.
+
+    What operators say with -e is judged with them.
+    """
 
     def run(
         self,
@@ -122,7 +126,7 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible comes without t
         defaults = read_defaults()
         templar = self._templar.copy_with_new_env(available_variables={**defaults, **given})
         found = []
-        for name in sorted(set(terms or defaults) & given.keys()):
+        for name in sorted((set(terms or defaults) - _SAID) & given.keys()):
             value, fault = None, ""
             try:
                 value = templar.template(given[name])
@@ -133,27 +137,28 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible comes without t
                     f"variables and facts that exist."
                 )
             else:
-                wanted = _find_wanted(name, value)
+                wanted = find_wanted(name, value)
                 if wanted:
                     host = given["inventory_hostname"]
                     fault = f"{name} of {host} is {value!r}, and has to be {wanted}."
             found.append({"name": name, "value": value, "fault": fault})
-        if not terms:
-            found += _judge_answers(load_extra_vars(self._loader))
-        return found
+        return found + judge_answers(load_extra_vars(self._loader), terms)
 
 
-def _judge_answers(said: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Judge what was said with -e. Hosts may have variables of these names for something else."""
+def judge_answers(said: Mapping[str, Any], names: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Return name, value and fault of what was said with -e; without names, of all that was.
+
+    Hosts may have variables of these names for something else.
+    """
     found = []
-    for name in sorted({*_ANSWERS, "reason"} & said.keys()):
-        wanted = _find_wanted(name, said[name])
+    for name in sorted(_SAID & said.keys() & set(names or said)):
+        wanted = find_wanted(name, said[name])
         fault = f"{name} is {said[name]!r}, and has to be {wanted}." if wanted else ""
         found.append({"name": name, "value": said[name], "fault": fault})
     return found
 
 
-def _find_wanted(name: str, value: Any) -> str:
+def find_wanted(name: str, value: Any) -> str:
     """Say what a variable has to be; "" when it is. Text will do where it can be read as that."""
     option = _ANSWERS.get(name) or read_options().get(_LIKE.get(name, name))
     if option is None:

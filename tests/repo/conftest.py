@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -41,6 +43,18 @@ def role_specs(role: str) -> dict[str, dict[str, Any]]:
     specs = read_yaml(REPOSITORY / "roles" / role / "meta" / "argument_specs.yml")
     entry_points: dict[str, dict[str, Any]] = (specs or {}).get("argument_specs", {})
     return entry_points
+
+
+def load_module(path: str) -> ModuleType:
+    """A plugin, a module of Ansible or a program, by its path in the repository."""
+    name = f"loaded_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_playbook(

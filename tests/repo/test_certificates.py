@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import io
 import json
 import os
@@ -12,7 +11,6 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tests.repo.conftest import REPOSITORY
+from tests.repo.conftest import REPOSITORY, load_module
 from tests.support.pki import Authority, Leaf, spiffe_id
 
 _DAY = datetime.timedelta(days=1)
@@ -35,17 +33,7 @@ _PASSPHRASE = "open sesame"  # noqa: S105 - of keys that are made here
 _LOOK = REPOSITORY / "roles" / "certificate" / "files" / "look_at_leaves.py"
 
 
-def _load_module() -> ModuleType:
-    path = REPOSITORY / "plugins" / "filter" / "certificates.py"
-    spec = importlib.util.spec_from_file_location("certificates", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_FILTERS = _load_module().FilterModule().filters()
+_FILTERS = load_module("plugins/filter/certificates.py").FilterModule().filters()
 
 
 class _Host:
@@ -581,3 +569,12 @@ def test_a_ca_without_key_gets_no_crl(pki: _Pki) -> None:
     assert pki.is_crl_due()
     (pki.folder / "ca.key").unlink()
     assert not pki.is_crl_due()
+
+
+def test_settings_are_judged_unless_a_dry_run_would_replace_their_certificate() -> None:
+    pick = _FILTERS["pick_judge"]
+    command = ["/release/bin/sealrelay", "check-config", "%s"]
+    kept, replaced = [{"replaced": False}], [{"replaced": False}, {"replaced": True}]
+    for given, pretend in ((kept, True), (kept, False), (replaced, False), ([], True)):
+        assert pick(given, "/release", pretend) == command
+    assert pick(replaced, "/release", True) == []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from tests.repo.conftest import REPOSITORY, run_playbook, tracked_files
+from tests.repo.templates import list_tasks
 
 _FILES = tracked_files(
     "site.yml", "playbooks/*.yml", "roles/*/tasks/*.yml", "roles/*/handlers/*.yml"
@@ -30,20 +30,10 @@ def find_faults(text: str) -> list[str]:
     """The names of the tasks, blocks and plays of the control node that an inventory could turn."""
     return [
         str(task.get("name"))
-        for task in _list_tasks(yaml.safe_load(text))
+        for task in list_tasks(yaml.safe_load(text))
         if _is_local(task)
         and (task.get("become") is not False or not _VARIABLES.items() <= _vars(task).items())
     ]
-
-
-def _list_tasks(node: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(node, list):
-        for item in node:
-            yield from _list_tasks(item)
-    elif isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from _list_tasks(value)
 
 
 def _is_local(task: dict[str, Any]) -> bool:

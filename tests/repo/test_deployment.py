@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +18,7 @@ from sealrelay import identity
 from sealrelay.config import split_bind, split_url
 from tests.repo.conftest import (
     REPOSITORY,
+    load_module,
     read_yaml,
     role_defaults,
     run_playbook,
@@ -37,17 +36,7 @@ _BY_HAND = re.compile(
 _NO_ADDRESS = "server_store_password | replace("
 
 
-def _load_module() -> ModuleType:
-    path = REPOSITORY / "plugins" / "filter" / "deployment.py"
-    spec = importlib.util.spec_from_file_location("deployment", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_MODULE = _load_module()
+_MODULE = load_module("plugins/filter/deployment.py")
 _FILTERS: dict[str, Callable[..., Any]] = _MODULE.FilterModule().filters()
 _ONE_HOST = {group: ["node1"] for group in ("clients", "servers", "coordinators", "operators")}
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,8 +17,15 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from jinja2 import nodes
 
-from tests.repo.conftest import REPOSITORY, ROLES, role_specs, run_playbook, tracked_files
-from tests.repo.test_variable_names import Anything, list_templates
+from tests.repo.conftest import (
+    REPOSITORY,
+    ROLES,
+    load_module,
+    role_specs,
+    run_playbook,
+    tracked_files,
+)
+from tests.repo.templates import list_templates, parse_template
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*invalid escape sequence:DeprecationWarning")
 
@@ -30,18 +35,7 @@ _FILES = tracked_files("site.yml", "playbooks/*.yml", "roles/*.yml")
 _TEMPLATES = tracked_files("roles/*/templates/*.j2")
 
 
-def _load_filters() -> dict[str, Any]:
-    path = REPOSITORY / "plugins" / "filter" / "secrets.py"
-    spec = importlib.util.spec_from_file_location("given_secrets", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    filters: dict[str, Any] = module.FilterModule().filters()
-    return filters
-
-
-_FILTERS = _load_filters()
+_FILTERS = load_module("plugins/filter/secrets.py").FilterModule().filters()
 
 
 @pytest.mark.parametrize(
@@ -118,9 +112,7 @@ def test_every_secret_of_the_specifications_is_known_here() -> None:
 
 def find_raw_uses(text: str) -> list[str]:
     """The secrets that a template uses as they are given."""
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - not rendered
-    environment.filters = environment.tests = Anything()
-    return list(_find_raw(environment.parse(text), turned=False))
+    return list(_find_raw(parse_template(text), turned=False))
 
 
 def _find_raw(node: nodes.Node, *, turned: bool) -> Iterator[str]:

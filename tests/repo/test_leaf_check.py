@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,25 +13,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.repo.conftest import REPOSITORY
+from tests.repo.conftest import load_module
 from tests.support.pki import CLIENT_ONLY, Authority, Leaf, spiffe_id
 
 _DAY = datetime.timedelta(days=1)
 _IDENTITY = spiffe_id("server", "node1-5001")
 
 
-def _load_module() -> ModuleType:
-    path = REPOSITORY / "roles" / "certificate" / "library" / "leaf_check.py"
-    spec = importlib.util.spec_from_file_location("leaf_check", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["leaf_check"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_CHECK = _load_module()
+_CHECK = load_module("roles/certificate/library/leaf_check.py")
 
 
 @dataclass

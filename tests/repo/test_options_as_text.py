@@ -5,20 +5,17 @@ Where a role uses an option that is no text, a filter says which type is meant.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
-import jinja2
 import msgspec
 import pytest
 import yaml
 from jinja2 import nodes
 
 from sealrelay.config import ClientSettings, CoordinatorSettings, ServerSettings, Settings
-from tests.repo.conftest import REPOSITORY, ROLES, role_specs, tracked_files
-from tests.repo.test_variable_names import Anything, list_templates
+from tests.repo.conftest import REPOSITORY, ROLES, load_module, role_specs, tracked_files
+from tests.repo.templates import list_templates, parse_template
 
 # The regular expressions in the templates have such.
 pytestmark = pytest.mark.filterwarnings("ignore:.*invalid escape sequence:DeprecationWarning")
@@ -33,17 +30,7 @@ _LATER = {"failover_check", "preflight", "uninstall"}
 """Nothing is deployed with the options of these roles."""
 
 
-def _load_lookup() -> ModuleType:
-    path = REPOSITORY / "plugins" / "lookup" / "settings.py"
-    spec = importlib.util.spec_from_file_location("settings_lookup", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_LOOKUP = _load_lookup()
+_LOOKUP = load_module("plugins/lookup/settings.py")
 
 
 def _list_options() -> Iterator[tuple[str, str]]:
@@ -61,9 +48,7 @@ _OPTIONS = dict(_list_options())
 
 def find_untyped(text: str) -> list[str]:
     """The options that a template uses as whatever type they were given as."""
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - not rendered
-    environment.filters = environment.tests = Anything()
-    return list(_find(environment.parse(text), ""))
+    return list(_find(parse_template(text), ""))
 
 
 def _find(node: nodes.Node, filter_around: str) -> Iterator[str]:
@@ -179,7 +164,7 @@ def test_every_number_has_a_range() -> None:
     ],
 )
 def test_what_can_not_be_meant_is_said(name: str, value: object, wanted: str) -> None:
-    assert _LOOKUP._find_wanted(name, value) == wanted
+    assert _LOOKUP.find_wanted(name, value) == wanted
 
 
 @pytest.mark.parametrize(
@@ -196,6 +181,7 @@ def test_what_can_not_be_meant_is_said(name: str, value: object, wanted: str) ->
     ],
 )
 def test_a_mistyped_answer_is_no_no(said: dict[str, str], fault: str) -> None:
-    faults = [found["fault"] for found in _LOOKUP._judge_answers(said) if found["fault"]]
+    faults = [found["fault"] for found in _LOOKUP.judge_answers(said) if found["fault"]]
     assert " ".join(faults).startswith(fault)
     assert bool(faults) == bool(fault)
+    assert _LOOKUP.judge_answers(said, ["ca_dir"]) == [], "only of those that are asked for"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import grp
-import importlib.util
 import io
 import json
 import locale
@@ -13,14 +12,13 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from ansible.module_utils import basic
 
-from tests.repo.conftest import REPOSITORY, run_playbook
+from tests.repo.conftest import REPOSITORY, load_module, run_playbook
 
 _PATH = REPOSITORY / "plugins" / "modules" / "place_files.py"
 _ME = {
@@ -31,16 +29,7 @@ _NOBODY = {"owner": "nobody", "group": grp.getgrgid(pwd.getpwnam("nobody").pw_gi
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
 
-def _load_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("place_files", _PATH)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_MODULE = _load_module()
+_MODULE = load_module("plugins/modules/place_files.py")
 
 
 def _ask(arguments: dict[str, Any]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.repo.conftest import REPOSITORY, read_yaml, role_defaults, run_playbook
+from tests.repo.conftest import REPOSITORY, load_module, read_yaml, role_defaults, run_playbook
 
 _PREFLIGHT = REPOSITORY / "roles" / "preflight"
 _GOOD = [
@@ -231,8 +230,8 @@ def test_addresses_that_are_not_the_hosts_own_are_found() -> None:
     good = ["127.0.0.1", "0.0.0.0", "::1", "::", "localhost"]  # noqa: S104 - not bound for long
     bad = ["192.0.2.77", "2001:db8::77", "nobody.invalid"]
     found = _look_at_host(*(f"bind={address}" for address in [*good, *bad]), "65535")
-    assert [*found["foreign"]] == bad
-    assert all(found["foreign"].values())
+    assert [*found["unbindable"]] == bad
+    assert all(found["unbindable"].values())
 
 
 def test_users_and_groups_that_there_are_not_are_found() -> None:
@@ -276,12 +275,7 @@ def test_an_inventory_of_other_groups_is_no_success(tmp_path: Path) -> None:
     ],
 )
 def test_stores_are_the_same_when_their_messages_are(url: str, other: str, same: bool) -> None:
-    path = _PREFLIGHT / "test_plugins" / "stores.py"
-    spec = importlib.util.spec_from_file_location("stores", path)
-    assert spec is not None
-    assert spec.loader is not None
-    stores = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stores)
+    stores = load_module("roles/preflight/test_plugins/stores.py")
     assert stores.is_same_store(url, other) is same
     assert stores.is_same_store(other, url) is same
 

@@ -6,16 +6,14 @@ operator gave no value, the host's is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import pytest
 import yaml
 from jinja2 import meta, nodes
 
 from tests.repo.conftest import REPOSITORY, ROLES, run_playbook, tracked_files
+from tests.repo.templates import list_templates, parse_template
 
 _PLAY = """
 - name: Ask for the operator's answers
@@ -33,8 +31,6 @@ _PLAY = """
 # The regular expressions in the templates have such.
 pytestmark = pytest.mark.filterwarnings("ignore:.*invalid escape sequence:DeprecationWarning")
 
-_EXPRESSIONS = ("when", "that", "until", "failed_when", "changed_when")
-"""Keys whose values are expressions without braces."""
 _ANSIBLES_OWN = {
     "ansible_check_mode",
     "group_names",
@@ -57,37 +53,11 @@ _FILES = tracked_files("site.yml", "playbooks/*.yml", "roles/*.yml")
 _TEMPLATES = tracked_files("roles/*/templates/*.j2")
 
 
-class Anything(dict[str, Any]):
-    """Filters and tests: that they exist is ansible-lint's to say."""
-
-    def get(self, _name: str, _default: Any = None) -> Any:
-        return str
-
-    def __contains__(self, _name: object) -> bool:
-        return True
-
-
 def _read_undeclared(text: str) -> set[str]:
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - not rendered
-    environment.filters = environment.tests = Anything()
-    tree = environment.parse(text)
+    tree = parse_template(text)
     # Set in one branch and used in another counts as undeclared for Jinja.
     own = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
     return meta.find_undeclared_variables(tree) - own
-
-
-def list_templates(node: object, key: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from list_templates(value, str(name))
-    elif isinstance(node, list):
-        for value in node:
-            yield from list_templates(value, key)
-    elif isinstance(node, str):
-        if key in _EXPRESSIONS:
-            yield f"{{{{ {node} }}}}"
-        elif "{{" in node or "{%" in node:
-            yield node
 
 
 def _is_generic(name: str) -> bool:

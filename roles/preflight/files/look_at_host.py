@@ -129,9 +129,9 @@ def find_misunderstood(times):
     ]
 
 
-def find_foreign(addresses):
+def find_unbindable(addresses):
     """Return why nothing can listen on them, of those addresses or names where nothing can."""
-    foreign = {}
+    unbindable = {}
     for address in addresses:
         # As gunicorn binds.
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -139,8 +139,8 @@ def find_foreign(addresses):
             with socket.socket(family, socket.SOCK_STREAM) as listener:
                 listener.bind((address, 0))
         except OSError as error:
-            foreign[address] = error.strerror or str(error)
-    return foreign
+            unbindable[address] = error.strerror or str(error)
+    return unbindable
 
 
 def find_unknown(questions):
@@ -175,7 +175,7 @@ print(
             "misunderstood": find_misunderstood(times),
             "authorities": list_authorities(),
             "deployed": os.path.exists("/opt/sealrelay/current"),
-            "foreign": find_foreign(value for kind, value in questions if kind == "bind"),
+            "unbindable": find_unbindable(value for kind, value in questions if kind == "bind"),
             "unknown": find_unknown(pair for pair in questions if pair[0] in ("user", "group")),
         }
     )
